@@ -1,0 +1,129 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One pair through an ONNX Runtime session, with as few copies as the provider allows.
+
+`HostBinding` hands over the addresses of the caller's images and of the maps that are returned:
+nothing is copied. `DeviceBinding` keeps buffers in the memory of a GPU, one set per image size:
+one copy in, one out, no allocation there once a size is known, and addresses that never change,
+which is what a CUDA graph needs.
+
+    left, right: (H, W, 3) uint8        ->        disparity, confidence: (H, W) float32
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from .model import INPUTS, OUTPUTS
+
+Image = NDArray[np.uint8]
+Map = NDArray[np.float32]
+
+SIZES_KEPT = 4
+
+
+class HostBinding:
+    """Runs a session whose memory is the computer's own; thread-safe."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def run(self, left: Image, right: Image) -> tuple[Map, Map]:
+        """Disparity and confidence, written by the graph into arrays of their own."""
+        height, width = left.shape[:2]
+        # The binding holds addresses only; these lists keep the memory until the run is over.
+        images = [np.ascontiguousarray(image)[np.newaxis] for image in (left, right)]
+        outputs = [np.empty((1, height, width), dtype=np.float32) for _ in OUTPUTS]
+        binding = self.session.io_binding()
+        for name, image in zip(INPUTS, images):
+            binding.bind_cpu_input(name, image)
+        for name, array in zip(OUTPUTS, outputs):
+            binding.bind_output(name, 'cpu', 0, np.float32, array.shape, array.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return outputs[0][0], outputs[1][0]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """One image size's memory on the device, bound once."""
+
+    images: tuple[Any, ...]
+    maps: tuple[Any, ...]
+    binding: Any
+    options: Any
+
+
+class DeviceBinding:
+    """Runs a session whose memory is a GPU's; one pair at a time, thread-safe.
+
+    Args:
+        session: Of CUDA or TensorRT.
+        device: `cuda`; `cpu` runs the same path through the computer's own memory.
+        device_id: Which one.
+        cuda_graph: Whether the session replays CUDA graphs. Each size then is a graph of its
+            own, and sizes beyond the first `SIZES_KEPT` run without.
+    """
+
+    def __init__(
+        self, session: Any, device: str = 'cuda', device_id: int = 0, cuda_graph: bool = False
+    ) -> None:
+        self.session = session
+        self._device, self._device_id, self._cuda_graph = device, device_id, cuda_graph
+        self._lock = threading.Lock()
+        self._buffers: OrderedDict[tuple[int, int], _Buffers] = OrderedDict()
+
+    def run(self, left: Image, right: Image) -> tuple[Map, Map]:
+        """Disparity and confidence, copied out of the device once."""
+        with self._lock:
+            buffers = self._of_size(left.shape[0], left.shape[1])
+            for value, image in zip(buffers.images, (left, right)):
+                value.update_inplace(np.ascontiguousarray(image)[np.newaxis])
+            self.session.run_with_iobinding(buffers.binding, buffers.options)
+            buffers.binding.synchronize_outputs()
+            # From a GPU this copies; in the computer's memory it is a view of what comes next.
+            maps = [value.numpy() for value in buffers.maps]
+            if self._device == 'cpu':
+                maps = [array.copy() for array in maps]
+        return maps[0][0], maps[1][0]
+
+    def _of_size(self, height: int, width: int) -> _Buffers:
+        known = self._buffers.get((height, width))
+        if known is not None:
+            self._buffers.move_to_end((height, width))
+            return known
+        full = len(self._buffers) >= SIZES_KEPT
+        if self._cuda_graph and full:
+            # A recorded graph writes to its buffers' addresses: they may not be given away.
+            return self._allocate(height, width, graph=-1)
+        if full:
+            self._buffers.popitem(last=False)
+        made = self._allocate(height, width, graph=len(self._buffers) + 1)
+        self._buffers[height, width] = made
+        return made
+
+    def _allocate(self, height: int, width: int, graph: int) -> _Buffers:
+        def on_device(shape: tuple[int, ...], kind: type) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                shape, kind, self._device, self._device_id
+            )
+
+        binding = self.session.io_binding()
+        images = tuple(on_device((1, height, width, 3), np.uint8) for _ in INPUTS)
+        maps = tuple(on_device((1, height, width), np.float32) for _ in OUTPUTS)
+        for name, value in zip(INPUTS, images):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(OUTPUTS, maps):
+            binding.bind_ortvalue_output(name, value)
+        options = None
+        if self._cuda_graph:
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry('gpu_graph_id', str(graph))
+        return _Buffers(images, maps, binding, options)

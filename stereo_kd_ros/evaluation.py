@@ -1,0 +1,550 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A verdict on models from a bag: every pair, no wall clock, the same figures every time.
+
+`evaluate` replays a bag through the node's own pairing, decoding and engine, and writes one JSON
+line per model and pair as it goes. A run that was killed goes on behind the last whole line. The
+report is made of these lines alone.
+
+Figures of a model (`report.json`, under `models`; null where there is nothing to measure them by):
+
+    pairs                       pairs of the bag that were evaluated
+    pairs_with_truth            of them, how many have ground truth
+    epe_px bad1 bad2 bad3 d1    against the truth, dense protocol of `metrics`, pooled over pixels
+    edge_epe_px                 the same near depth edges
+    depth_mae_m depth_abs_rel   depth errors, pooled over pixels
+    ause_px                     area between sparsification by confidence and by true error
+    ranges                      per bin of true depth: pixels, EPE, depth error
+    valid_fraction              share of pixels with a disparity above 0
+    mean_confidence             as the model says
+    left_right_percent photometric_error plane_rms_px plane_share flicker_px    see `scores`
+    sgbm_difference_px sgbm_bad3    against OpenCV's SGBM where that answers
+    teacher_difference_px teacher_bad3    against the model that was named as teacher
+    p50_ms p95_ms p99_ms max_ms     time in the model
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stereo_kd_ros import scores
+from stereo_kd_ros.bag import StereoBag, StereoFrame, StereoTopics
+from stereo_kd_ros.baselines import Sgbm
+from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.engine import StereoEngine
+from stereo_kd_ros.metrics import (
+    DisparityMetrics,
+    counted_pixels,
+    disparity_metrics,
+    edge_epe,
+    fill_holes_row_background,
+    sparsification_auc,
+)
+from stereo_kd_ros.results import machine, path_sha256, percentiles, rounded
+from stereo_kd_ros.truth import TruthFiles, TruthSource, TruthTopic
+
+SCHEMA = 'stereo_kd_ros/evaluation/1'
+RANGE_BINS_M = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+SGBM_NAME = 'sgbm-3way'
+
+# Figures that are the mean over the pairs that have them.
+_MEANS = (
+    'valid_fraction',
+    'mean_confidence',
+    'left_right_percent',
+    'photometric_error',
+    'plane_rms_px',
+    'plane_share',
+    'flicker_px',
+    'sgbm_difference_px',
+    'sgbm_bad3',
+    'teacher_difference_px',
+    'teacher_bad3',
+    'edge_epe_px',
+    'ause_px',
+)
+# Everything that a gate may ask for.
+FIGURES = (
+    'pairs',
+    'pairs_with_truth',
+    'epe_px',
+    'bad1',
+    'bad2',
+    'bad3',
+    'd1',
+    'depth_mae_m',
+    'depth_abs_rel',
+    *_MEANS,
+    'p50_ms',
+    'p95_ms',
+    'p99_ms',
+    'max_ms',
+)
+LIVE_FIGURES = ('live_dropped_percent', 'live_p50_ms', 'live_p95_ms', 'live_p99_ms')
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation cannot be run or resumed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a matcher says of a pair: raw disparity and confidence (H, W), or None without one."""
+
+    disparity: np.ndarray
+    confidence: np.ndarray | None
+    elapsed_ms: float
+
+    @functools.cached_property
+    def dense(self) -> np.ndarray:
+        """Holes filled with the background, so that all matchers are judged on the same pixels."""
+        return fill_holes_row_background(self.disparity)
+
+
+class Matcher(Protocol):
+    """A thing that computes disparities."""
+
+    name: str
+
+    def match(self, left: np.ndarray, right: np.ndarray) -> Answer:
+        """The disparity of a rectified RGB pair."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for the report; the same for the same file and settings."""
+
+
+class ModelMatcher:
+    """An ONNX model through the node's engine."""
+
+    def __init__(self, path: Path, provider: str, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or path.stem
+        self._engine = StereoEngine(path, provider=provider)
+        self._warm_size: tuple[int, ...] | None = None
+
+    def match(self, left: np.ndarray, right: np.ndarray) -> Answer:
+        """Infer; the first pair of a size is preceded by a warm-up that is not counted."""
+        if left.shape[:2] != self._warm_size:
+            self._engine.warm_up(*left.shape[:2])
+            self._warm_size = left.shape[:2]
+        result = self._engine.infer(left, right)
+        disparity = np.where(result.disparity > 0, result.disparity, np.nan).astype(np.float32)
+        return Answer(disparity, result.confidence, result.inference_ms)
+
+    def describe(self) -> dict[str, Any]:
+        """File, hash, provider and version."""
+        manifest = self._engine.manifest
+        return {
+            'file': self.path.name,
+            'sha256': path_sha256(self.path),
+            'provider': self._engine.provider,
+            'version': manifest.version if manifest else None,
+            'network': manifest.network if manifest else None,
+        }
+
+
+class SgbmMatcher:
+    """OpenCV's SGBM as one more model in the table."""
+
+    name = SGBM_NAME
+
+    def __init__(self) -> None:
+        self._sgbm = Sgbm()
+
+    def match(self, left: np.ndarray, right: np.ndarray) -> Answer:
+        """Match, with its holes as NaN."""
+        started = time.perf_counter()
+        disparity = self._sgbm.compute(left, right)
+        elapsed_ms = (time.perf_counter() - started) * 1e3
+        return Answer(np.where(disparity > 0, disparity, np.nan), None, elapsed_ms)
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings."""
+        return {
+            'file': None,
+            'sha256': None,
+            'provider': 'opencv',
+            'version': None,
+            'network': repr(self._sgbm),
+        }
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is evaluated, apart from the models.
+
+    `truth` is a folder of files or the name of a topic; `every` = 2 takes each second pair.
+    """
+
+    topics: StereoTopics | None = None
+    namespace: str | None = None
+    tolerance_ns: int = 0
+    truth: str | None = None
+    every: int = 1
+    max_pairs: int | None = None
+    left_right: bool = True
+    max_disparity_px: float = 192.0
+
+
+@dataclass
+class _Track:
+    """One model's lines so far, and what it said of the last pair."""
+
+    matcher: Matcher
+    path: Path
+    done: dict[int, dict[str, Any]] = field(default_factory=dict)
+    previous: Answer | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        self.done[record['index']] = record
+        with self.path.open('a') as lines:
+            lines.write(json.dumps(record, allow_nan=False) + '\n')
+            lines.flush()
+            os.fsync(lines.fileno())
+
+
+def evaluate(
+    bag_path: Path,
+    matchers: Sequence[Matcher],
+    output: Path,
+    options: Options | None = None,
+    on_pair: Callable[[int, int], None] = lambda done, total: None,
+    teacher: Matcher | None = None,
+) -> dict[str, Any]:
+    """Evaluate models on a bag, or go on where an earlier call was cut off.
+
+    Args:
+        bag_path: Any bag that `StereoBag` reads.
+        matchers: What is compared; names must differ.
+        output: Folder of the results; one JSON-lines file per model is kept there.
+        options: What to evaluate and against which truth.
+        on_pair: Told how many pairs are done and how many there are.
+        teacher: What the models should agree with; it is not evaluated itself.
+
+    Returns:
+        The report, without gate and live figures.
+
+    Raises:
+        BagError: The bag cannot be read.
+        CalibrationError: Its camera_info is unusable.
+        EvaluationError: The folder holds results of something else, or the bag has no pair.
+        TruthError: The truth that was asked for is not there.
+    """
+    options = options or Options()
+    names = [matcher.name for matcher in matchers]
+    if len(set(names)) != len(names):
+        raise EvaluationError(f'Two models share a name: {", ".join(sorted(names))}.')
+    output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        bag = stack.enter_context(_open(bag_path, options))
+        identity = {
+            'schema': SCHEMA,
+            'bag': {'name': bag_path.name, 'sha256': path_sha256(bag_path)},
+            'options': {
+                key: value
+                for key, value in vars(options).items()
+                if key not in ('topics', 'max_pairs')
+            },
+            'topics': vars(bag.stereo_topics),
+            'teacher': {'name': teacher.name, **teacher.describe()} if teacher else None,
+        }
+        tracks = [_Track(matcher, output / f'{matcher.name}.jsonl') for matcher in matchers]
+        for track in tracks:
+            _resume(track, identity | {'model': track.matcher.describe()})
+        camera, truth = bag.camera, _truth(stack, bag, options.truth)
+        total = _wanted_pairs(bag.pair_count, options)
+        _replay(bag, camera, tracks, truth, teacher, options, lambda done: on_pair(done, total))
+        unpaired = dict(bag.unpaired)
+        if not any(track.done for track in tracks):
+            raise EvaluationError(f'{bag_path} holds no pair: {unpaired} found no partner.')
+        return {
+            **identity,
+            'pairs_in_bag': bag.pair_count,
+            'unpaired': unpaired,
+            'image_size': [camera.width, camera.height],
+            'camera': {'fx_px': rounded(camera.fx), 'baseline_m': rounded(camera.baseline_m, 6)},
+            'rectified_topics': bag.looks_rectified,
+            'machine': machine(),
+            'models': [
+                {
+                    'name': track.matcher.name,
+                    **track.matcher.describe(),
+                    **summarise(track.done.values()),
+                }
+                for track in tracks
+            ],
+        }
+
+
+def selected_frames(
+    bag_path: Path, wanted: Sequence[int], options: Options | None = None
+) -> Iterator[tuple[int, StereoFrame, np.ndarray | None]]:
+    """Go through the bag once more for a few pairs: (index, frame, truth or None)."""
+    options = options or Options()
+    with ExitStack() as stack:
+        bag = stack.enter_context(_open(bag_path, options))
+        truth = _truth(stack, bag, options.truth)
+        last = max(wanted, default=-1)
+        for index, frame in enumerate(bag.pairs()):
+            if index > last:
+                break
+            if index in wanted:
+                known = truth.disparity(frame.stamp_ns, index) if truth else None
+                yield index, frame, known
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a results file; one that was cut off in the middle is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def summarise(records: Any) -> dict[str, Any]:
+    """The figures of one model, as the module lists them."""
+    records = sorted(records, key=lambda record: record['index'])
+    scored = [record for record in records if record['truth'] is not None]
+    pooled = DisparityMetrics.pooled(
+        [DisparityMetrics(**record['truth']['disparity']) for record in scored]
+    )
+    times = [record['inference_ms'] for record in records]
+    figures: dict[str, Any] = {'pairs': len(records), 'pairs_with_truth': len(scored)}
+    for name in ('epe_px', 'bad1', 'bad2', 'bad3', 'd1'):
+        figures[name] = rounded(getattr(pooled, name))
+    ranges = _pool_ranges([record['truth']['ranges'] for record in scored])
+    depth_pixels = sum(item['pixels'] for item in ranges)
+    for name, total in (('depth_mae_m', 'error_m'), ('depth_abs_rel', 'relative')):
+        known = sum(item[total] for item in ranges) / depth_pixels if depth_pixels else None
+        figures[name] = rounded(known)
+    for name in _MEANS:
+        known = [record[name] for record in records if record.get(name) is not None]
+        figures[name] = rounded(math.fsum(known) / len(known)) if known else None
+    for rank, value in percentiles(times).items():
+        figures[f'{rank}_ms'] = value
+    figures['max_ms'] = rounded(max(times), 3) if times else None
+    figures['ranges'] = [
+        {
+            'from_m': item['from_m'],
+            'to_m': item['to_m'],
+            'pixels': item['pixels'],
+            'epe_px': rounded(item['error_px'] / item['pixels']) if item['pixels'] else None,
+            'mae_m': rounded(item['error_m'] / item['pixels']) if item['pixels'] else None,
+        }
+        for item in ranges
+    ]
+    return figures
+
+
+def _open(bag_path: Path, options: Options) -> StereoBag:
+    return StereoBag(
+        bag_path,
+        options.topics,
+        namespace=options.namespace,
+        tolerance_ns=options.tolerance_ns,
+    )
+
+
+def _truth(stack: ExitStack, bag: StereoBag, truth: str | None) -> TruthSource | None:
+    if truth is None:
+        return None
+    if truth in bag.topics:
+        return stack.enter_context(TruthTopic(bag, truth))
+    return TruthFiles(Path(truth))
+
+
+def _wanted_pairs(pairs: int, options: Options) -> int:
+    wanted = -(-pairs // options.every)
+    return wanted if options.max_pairs is None else min(wanted, options.max_pairs)
+
+
+def _resume(track: _Track, identity: dict[str, Any]) -> None:
+    """Take over the lines of an earlier run, if they are of the same thing."""
+    lines = read_lines(track.path)
+    if len(lines) < 2:
+        track.path.write_text(json.dumps(identity) + '\n')
+        return
+    if lines[0] != json.loads(json.dumps(identity)):
+        changed = sorted(
+            key for key in identity if lines[0].get(key) != json.loads(json.dumps(identity[key]))
+        )
+        raise EvaluationError(
+            f'{track.path} holds results for another {" and ".join(changed)}: '
+            'choose another folder, or remove that file.'
+        )
+    track.done = {record['index']: record for record in lines[1:]}
+    whole = ''.join(json.dumps(line) + '\n' for line in lines)
+    if whole != track.path.read_text():
+        # A line that was cut off must not be continued by the next one.
+        temporary = track.path.with_suffix('.tmp')
+        temporary.write_text(whole)
+        temporary.replace(track.path)
+
+
+def _replay(
+    bag: StereoBag,
+    camera: StereoCamera,
+    tracks: Sequence[_Track],
+    truth: TruthSource | None,
+    teacher: Matcher | None,
+    options: Options,
+    on_pair: Callable[[int], None],
+) -> None:
+    sgbm = SgbmMatcher()
+    previous: StereoFrame | None = None
+    done = 0
+    for index, frame in enumerate(bag.pairs()):
+        if index % options.every:
+            continue
+        if options.max_pairs is not None and done >= options.max_pairs:
+            break
+        missing = [track for track in tracks if index not in track.done]
+        # The next pair's flicker needs this one's disparity, also when this one is done already.
+        following = index + options.every
+        is_last = done + 1 >= _wanted_pairs(bag.pair_count, options)
+        needed = [
+            track
+            for track in tracks
+            if track in missing or not (is_last or following in track.done)
+        ]
+        known = truth.disparity(frame.stamp_ns, index) if truth and missing else None
+        reference = sgbm.match(frame.left, frame.right) if missing else None
+        taught = teacher.match(frame.left, frame.right) if missing and teacher else None
+        for track in tracks:
+            if track not in needed:
+                track.previous = None
+                continue
+            if track.matcher.name == SGBM_NAME and reference is not None:
+                answer = reference
+            else:
+                answer = track.matcher.match(frame.left, frame.right)
+            if track in missing:
+                assert reference is not None
+                record = {'index': index, 'stamp_ns': frame.stamp_ns}
+                record |= _figures(track, frame, answer, previous, known, camera, options)
+                record |= _agreement(track.matcher.name, answer, reference, taught, options)
+                track.append(record)
+            track.previous = answer
+        previous = frame
+        done += 1
+        on_pair(done)
+
+
+def _figures(
+    track: _Track,
+    frame: StereoFrame,
+    answer: Answer,
+    previous: StereoFrame | None,
+    truth: np.ndarray | None,
+    camera: StereoCamera,
+    options: Options,
+) -> dict[str, Any]:
+    """Everything that one pair says about one model."""
+    left_right = math.nan
+    if options.left_right:
+        # The right view's disparity is the left view's of the mirrored, swapped pair.
+        mirrored = track.matcher.match(_mirror(frame.right), _mirror(frame.left))
+        left_right = scores.left_right_percent(answer.disparity, mirrored.disparity[:, ::-1])
+    flicker = math.nan
+    if previous is not None and track.previous is not None:
+        flicker = scores.flicker_px(
+            answer.disparity, track.previous.disparity, frame.left, previous.left
+        )
+    plane_rms, plane_share = scores.planarity(answer.disparity)
+    confidence = math.nan if answer.confidence is None else float(answer.confidence.mean())
+    record: dict[str, Any] = {
+        'inference_ms': round(answer.elapsed_ms, 3),
+        'valid_fraction': rounded(float(np.isfinite(answer.disparity).mean())),
+        'mean_confidence': rounded(confidence),
+        'left_right_percent': rounded(left_right),
+        'photometric_error': rounded(
+            scores.photometric_error(frame.left, frame.right, answer.disparity)
+        ),
+        'plane_rms_px': rounded(plane_rms),
+        'plane_share': rounded(plane_share),
+        'flicker_px': rounded(flicker),
+        'edge_epe_px': None,
+        'ause_px': None,
+        'truth': None,
+    }
+    if truth is not None and counted_pixels(truth, options.max_disparity_px).any():
+        record |= _against_truth(answer, truth, camera, options.max_disparity_px)
+    return record
+
+
+def _agreement(
+    name: str, answer: Answer, sgbm: Answer, teacher: Answer | None, options: Options
+) -> dict[str, float | None]:
+    """How far a model is from SGBM and from the teacher, where these have an answer."""
+    figures: dict[str, float | None] = {}
+    for prefix, other in (('sgbm', None if name == SGBM_NAME else sgbm), ('teacher', teacher)):
+        difference = None
+        if other is not None:
+            difference = disparity_metrics(answer.dense, other.disparity, options.max_disparity_px)
+        figures[f'{prefix}_difference_px'] = rounded(difference.epe_px) if difference else None
+        figures[f'{prefix}_bad3'] = rounded(difference.bad3) if difference else None
+    return figures
+
+
+def _against_truth(
+    answer: Answer, truth: np.ndarray, camera: StereoCamera, max_disparity_px: float
+) -> dict[str, Any]:
+    dense = answer.dense
+    metrics = disparity_metrics(dense, truth, max_disparity_px)
+    counted = counted_pixels(truth, max_disparity_px)
+    error_px = np.abs(dense - truth)[counted].astype(np.float64)
+    true_m = camera.disparity_to_depth(camera.disparity_from_pixels(truth[counted]))
+    found_m = camera.disparity_to_depth(camera.disparity_from_pixels(dense[counted]))
+    ranges = []
+    for low, high in itertools.pairwise(RANGE_BINS_M):
+        inside = (true_m >= low) & (true_m < high) & np.isfinite(found_m)
+        error_m = np.abs(found_m - true_m)[inside].astype(np.float64)
+        ranges.append(
+            {
+                'from_m': low,
+                'to_m': high,
+                'pixels': int(inside.sum()),
+                'error_px': float(error_px[inside].sum()),
+                'error_m': float(error_m.sum()),
+                'relative': float((error_m / true_m[inside]).sum()),
+            }
+        )
+    ause = math.nan
+    if answer.confidence is not None:
+        ause = sparsification_auc(error_px, answer.confidence[counted]).ause
+    return {
+        'edge_epe_px': rounded(edge_epe(dense, truth, max_disparity_px=max_disparity_px)),
+        'ause_px': rounded(ause),
+        'truth': {'disparity': vars(metrics), 'ranges': ranges},
+    }
+
+
+def _pool_ranges(per_frame: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
+    pooled: list[dict[str, Any]] = []
+    for bins in zip(*per_frame):
+        pooled.append({'from_m': bins[0]['from_m'], 'to_m': bins[0]['to_m']})
+        for name in ('pixels', 'error_px', 'error_m', 'relative'):
+            pooled[-1][name] = math.fsum(item[name] for item in bins)
+        pooled[-1]['pixels'] = int(pooled[-1]['pixels'])
+    return pooled
+
+
+def _mirror(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[:, ::-1])

@@ -1,0 +1,280 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where a bag's ground truth comes from: files beside it, or a topic in it.
+
+Every source answers `disparity(stamp_ns, index)` with the raw disparity x_left - x_right of the
+left image, float32 (H, W) in pixels, NaN where it is unknown, or None for a frame without truth.
+
+=============================== ==================================================================
+files `<stamp>` or `<index>`    .pfm disparity in pixels, or KITTI's 16-bit .png (1/256 px)
+stereo_msgs/DisparityImage      another model, or a simulator
+sensor_msgs/Image, 32FC1/16UC1  depth in metres or millimetres, in the left image's geometry
+sensor_msgs/PointCloud2         LiDAR, through the bag's /tf_static into the left optical frame
+=============================== ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stereo_kd_ros.bag import IMAGE, Bag, StereoBag
+from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.disparity_io import read_kitti_png, read_pfm
+
+DISPARITY_IMAGE = 'stereo_msgs/msg/DisparityImage'
+POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
+
+# A LiDAR turns on its own time; its scan counts for the frame it is nearest to.
+_CLOUD_TOLERANCE_NS = 60_000_000
+
+_POINT_FIELDS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 8: 'f8'}
+
+
+class TruthError(ValueError):
+    """Ground truth that is not there, or cannot be brought into the left image."""
+
+
+class TruthSource(Protocol):
+    """Anything that knows the true disparity of some frames."""
+
+    def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
+        """The raw disparity of a frame, or None. Frames are asked for in time order."""
+
+
+class TruthFiles:
+    """One file per frame, named by its stamp in ns or by its number from 0.
+
+    Raises:
+        TruthError: The folder holds no .pfm and no .png.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._by_stem: dict[str, Path] = {}
+        if folder.is_dir():
+            files = sorted([*folder.glob('*.pfm'), *folder.glob('*.png')])
+            self._by_stem = {file.stem.lstrip('0') or '0': file for file in files}
+        if not self._by_stem:
+            raise TruthError(
+                f'{folder} holds no truth: expected <stamp in ns>.pfm or .png, or 000000.png.'
+            )
+
+    def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
+        """Read the file of this frame, if there is one."""
+        file = self._by_stem.get(str(stamp_ns)) or self._by_stem.get(str(index))
+        if file is None:
+            return None
+        values = read_pfm(file) if file.suffix == '.pfm' else read_kitti_png(file)
+        return np.where(np.isfinite(values) & (values > 0), values, np.nan).astype(np.float32)
+
+
+class TruthTopic:
+    """A topic of the bag itself, read beside the images.
+
+    Args:
+        bag: The open bag; it is opened a second time for the topic.
+        topic: Of one of the types that the module lists.
+
+    Raises:
+        TruthError: No such topic, of another type, or a LiDAR without a transform to the camera.
+    """
+
+    def __init__(self, bag: StereoBag, topic: str) -> None:
+        msgtype = bag.topics.get(topic)
+        readers = {
+            DISPARITY_IMAGE: (self._from_disparity, 0),
+            IMAGE: (self._from_depth, 0),
+            POINT_CLOUD: (self._from_cloud, _CLOUD_TOLERANCE_NS),
+        }
+        if msgtype not in readers:
+            has = ', '.join(name for name, kind in bag.topics.items() if kind in readers)
+            raise TruthError(
+                f'{topic} is {msgtype or "not in the bag"}: expected a DisparityImage, a depth '
+                f'Image or a PointCloud2. The bag has {has}.'
+            )
+        self._camera = bag.camera
+        self._topic = topic
+        self._convert, self._tolerance_ns = readers[msgtype]
+        self._bag = Bag(bag.path)
+        self._messages: Iterator[tuple[int, Any]] | None = None
+        self._waiting: list[tuple[int, Any]] = []
+        self._optical_frame = _first(bag, bag.stereo_topics.left_image).header.frame_id
+        self._to_camera: np.ndarray | None = None
+        if msgtype == POINT_CLOUD:
+            self._to_camera = _static_transform(
+                bag, _first(bag, topic).header.frame_id, self._optical_frame
+            )
+
+    def __enter__(self) -> TruthTopic:
+        """Open the bag a second time."""
+        self._bag.__enter__()
+        self._messages = (
+            (header_stamp_ns(message.header), message)
+            for _, _, message in self._bag.decoded([self._topic])
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self._bag.__exit__(None, None, None)
+
+    def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
+        """The message nearest to the stamp, as a disparity; None when none is near enough."""
+        assert self._messages is not None
+        while not self._waiting or self._waiting[-1][0] <= stamp_ns + self._tolerance_ns:
+            following = next(self._messages, None)
+            if following is None:
+                break
+            self._waiting.append(following)
+        self._waiting = [
+            item for item in self._waiting if item[0] >= stamp_ns - self._tolerance_ns
+        ]
+        nearest = min(self._waiting, key=lambda item: abs(item[0] - stamp_ns), default=None)
+        if nearest is None or abs(nearest[0] - stamp_ns) > self._tolerance_ns:
+            return None
+        return self._convert(nearest[1])
+
+    def _from_disparity(self, message: Any) -> np.ndarray:
+        return raw_disparity(message) + np.float32(self._camera.cx_offset_px)
+
+    def _from_depth(self, message: Any) -> np.ndarray:
+        depth = depth_m(message)
+        expected = (self._camera.height, self._camera.width)
+        if depth.shape != expected:
+            raise TruthError(
+                f'{self._topic} is {depth.shape[1]}x{depth.shape[0]} and the left image '
+                f'{expected[1]}x{expected[0]}: depth must be in the geometry of the left image.'
+            )
+        return self._raw(depth)
+
+    def _from_cloud(self, message: Any) -> np.ndarray:
+        assert self._to_camera is not None
+        points = cloud_xyz(message) @ self._to_camera[:3, :3].T + self._to_camera[:3, 3]
+        return self._raw(project_depth(points, self._camera))
+
+    def _raw(self, depth: np.ndarray) -> np.ndarray:
+        disparity = self._camera.depth_to_disparity(depth)
+        disparity[disparity <= 0] = np.nan
+        return disparity + np.float32(self._camera.cx_offset_px)
+
+
+def raw_disparity(message: Any) -> np.ndarray:
+    """The (H, W) float32 pixels of a stereo_msgs/DisparityImage, NaN below its min_disparity."""
+    disparity = _pixels(message.image, 'f4').astype(np.float32)
+    disparity[~(disparity >= message.min_disparity)] = np.nan
+    return disparity
+
+
+def depth_m(message: Any) -> np.ndarray:
+    """The (H, W) float32 metres of a depth image, NaN where there is none.
+
+    Raises:
+        TruthError: Neither 32FC1 (metres) nor 16UC1 (millimetres).
+    """
+    if message.encoding == '32FC1':
+        depth = _pixels(message, 'f4').astype(np.float32)
+    elif message.encoding in ('16UC1', 'mono16'):
+        depth = _pixels(message, 'u2').astype(np.float32) / np.float32(1000)
+    else:
+        raise TruthError(
+            f'A depth image in {message.encoding}: expected 32FC1 (metres) or 16UC1 (millimetres).'
+        )
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float32)
+
+
+def cloud_xyz(message: Any) -> np.ndarray:
+    """The finite points of a PointCloud2, float64 (N, 3) in metres.
+
+    Raises:
+        TruthError: It has no x, y and z.
+    """
+    fields = {field.name: field for field in message.fields}
+    missing = [name for name in 'xyz' if name not in fields]
+    if missing:
+        raise TruthError(f'The point cloud has no {", ".join(missing)}; it has {sorted(fields)}.')
+    order = '>' if message.is_bigendian else '<'
+    layout = np.dtype(
+        {
+            'names': list('xyz'),
+            'formats': [order + _POINT_FIELDS[fields[name].datatype] for name in 'xyz'],
+            'offsets': [fields[name].offset for name in 'xyz'],
+            'itemsize': message.point_step,
+        }
+    )
+    count = message.width * message.height
+    points = np.frombuffer(bytes(message.data), layout, count)
+    xyz = np.stack([points[name].astype(np.float64) for name in 'xyz'], axis=1)
+    return xyz[np.isfinite(xyz).all(axis=1)]
+
+
+def project_depth(points_m: np.ndarray, camera: StereoCamera) -> np.ndarray:
+    """Depth of points (N, 3) in the left optical frame, float32 (H, W) m, the nearest one wins."""
+    points = points_m[points_m[:, 2] > 0.1]
+    columns = np.rint(camera.fx * points[:, 0] / points[:, 2] + camera.cx_left).astype(int)
+    rows = np.rint(camera.fy * points[:, 1] / points[:, 2] + camera.cy).astype(int)
+    seen = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
+    depth = np.full((camera.height, camera.width), np.inf, np.float32)
+    np.minimum.at(depth, (rows[seen], columns[seen]), points[seen, 2].astype(np.float32))
+    depth[np.isinf(depth)] = np.nan
+    return depth
+
+
+def header_stamp_ns(header: Any) -> int:
+    """Nanoseconds of a message header."""
+    return header.stamp.sec * 10**9 + header.stamp.nanosec
+
+
+def _pixels(image: Any, dtype: str) -> np.ndarray:
+    samples = np.dtype(f'{">" if image.is_bigendian else "<"}{dtype}')
+    rows = np.frombuffer(bytes(image.data), np.uint8).reshape(image.height, image.step)
+    return rows[:, : image.width * samples.itemsize].copy().view(samples)
+
+
+def _first(bag: Bag, topic: str) -> Any:
+    return next(message for _, _, message in bag.decoded([topic]))
+
+
+def _static_transform(bag: Bag, source: str, target: str) -> np.ndarray:
+    """The (4, 4) matrix that takes points of frame `source` into frame `target`.
+
+    Raises:
+        TruthError: /tf_static does not connect them.
+    """
+    if source == target:
+        return np.eye(4)
+    edges: dict[str, dict[str, np.ndarray]] = {}
+    for _, _, message in bag.decoded(['/tf_static']):
+        for link in message.transforms:
+            parent, child = link.header.frame_id.strip('/'), link.child_frame_id.strip('/')
+            to_parent = _matrix(link.transform)
+            edges.setdefault(child, {})[parent] = to_parent
+            edges.setdefault(parent, {})[child] = np.linalg.inv(to_parent)
+    found = {source.strip('/'): np.eye(4)}
+    frontier = [source.strip('/')]
+    while frontier:
+        frame = frontier.pop()
+        for neighbour, step in edges.get(frame, {}).items():
+            if neighbour not in found:
+                found[neighbour] = step @ found[frame]
+                frontier.append(neighbour)
+    if target.strip('/') not in found:
+        raise TruthError(
+            f'/tf_static does not connect {source} to {target}; it knows {sorted(edges)}.'
+        )
+    return found[target.strip('/')]
+
+
+def _matrix(transform: Any) -> np.ndarray:
+    q, t = transform.rotation, transform.translation
+    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = [t.x, t.y, t.z]
+    return matrix
