@@ -1,0 +1,218 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`stereo-kd bench`: models beside their peers on this machine, and above the floor."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stereo_kd_ros.commands.console import (
+    console,
+    progress_bar,
+    readable_errors,
+    require_rclpy,
+)
+
+
+@readable_errors
+def bench(
+    models: Annotated[
+        str, typer.Option(help='Names or paths, comma-separated; all shipped ones without.')
+    ] = '',
+    providers: Annotated[
+        str, typer.Option(help='Of the models, comma-separated: cpu, openvino, cuda, tensorrt.')
+    ] = 'cpu',
+    peers: Annotated[
+        str,
+        typer.Option(
+            help='sgbm-3way, sgbm-hh, bm, or a network as hitnet=FILE.onnx or '
+            'NAME=FILE.onnx@YAML; ratios refer to the first.'
+        ),
+    ] = 'sgbm-3way',
+    sizes: Annotated[str, typer.Option(help='WIDTHxHEIGHT, comma-separated.')] = '640x480',
+    threads: Annotated[str, typer.Option(help='CPU threads, comma-separated.')] = '2',
+    runs: Annotated[int, typer.Option(min=3, help='Counted runs of each.')] = 30,
+    epe_pairs: Annotated[
+        int,
+        typer.Option(min=0, help='Measure the EPE on this many generated pairs of each size.'),
+    ] = 0,
+    node: Annotated[
+        bool,
+        typer.Option(
+            '--node', help='Measure the whole node instead: stamp to publish over DDS, by stage.'
+        ),
+    ] = False,
+    rates: Annotated[
+        str, typer.Option(help='With --node: pairs per second, comma-separated.')
+    ] = '10,30',
+    pairs: Annotated[
+        int, typer.Option(min=2, max=300, help='With --node: pairs of each size and rate.')
+    ] = 150,
+    json_path: Annotated[
+        Path | None, typer.Option('--json', help='Write the report, with machine and versions.')
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help='Write a chart (PNG, SVG or PDF; needs matplotlib).')
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help='A report of before; exit code 1 when a ratio grew by more than 25 %.'),
+    ] = None,
+) -> None:
+    """Time models and their peers in turn, with their ratios and the machine's floor."""
+    if node:
+        if plot or check:
+            raise typer.BadParameter('--node has neither --plot nor --check')
+        _bench_node(
+            _words(models) or ['small'],
+            _words(providers),
+            [_size(word) for word in _words(sizes)],
+            [_rate(word) for word in _words(rates)],
+            [_count(word) for word in _words(threads)],
+            pairs,
+            json_path,
+        )
+        return
+    from rich.table import Table
+
+    from stereo_kd_ros import benchmark as benchmarking
+    from stereo_kd_ros.model import list_models
+
+    named = _words(models) or [path.stem for path in list_models()]
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task('measuring', total=None)
+        report = benchmarking.benchmark(
+            named,
+            _words(providers),
+            _words(peers),
+            [_size(word) for word in _words(sizes)],
+            [_count(word) for word in _words(threads)],
+            runs,
+            lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+            epe_pairs,
+        )
+    table = Table(
+        'subject',
+        'provider',
+        'size',
+        'min / p50 / p99 ms',
+        'fps',
+        'floor ms',
+        f'x {report["reference"]}',
+        'EPE px',
+        title=f'{report["machine"]["processor"]}, load {report["machine"]["load_1min"]}',
+    )
+    for row in report['rows']:
+        table.add_row(
+            row['subject'],
+            f'{row["provider"]}, {row["threads"]} thr',
+            f'{row["width"]}x{row["height"]}',
+            f'{row["min_ms"]:.1f} / {row["p50_ms"]:.1f} / {row["p99_ms"]:.1f}',
+            f'{row["fps"]:.1f}',
+            _optional(row['floor_ms'], 1),
+            _optional(row['ratio_to_reference'], 2),
+            _optional(row['epe'], 2),
+        )
+    console.print(table)
+    for item in report['skipped']:
+        console.print(f'not measured: {item["subject"]} on {item["provider"]}: {item["reason"]}')
+    if json_path:
+        benchmarking.write_report(report, json_path)
+    if plot:
+        benchmarking.plot_report(report, plot)
+    if check:
+        slower = benchmarking.compare_with(report, benchmarking.read_report(check))
+        for sentence in slower:
+            console.print(f'[red]slower:[/red] {sentence}')
+        if slower:
+            raise typer.Exit(1)
+        console.print(f'nothing got slower than in {check}')
+
+
+def _bench_node(
+    models: list[str],
+    providers: list[str],
+    sizes: list[tuple[int, int]],
+    rates_hz: list[float],
+    threads: list[int],
+    pairs: int,
+    json_path: Path | None,
+) -> None:
+    """Measure the node with every model, provider and thread count; one report of all rows."""
+    require_rclpy()
+    from rich.table import Table
+
+    from stereo_kd_ros.model import resolve_model
+    from stereo_kd_ros.node.latency import measure_node
+    from stereo_kd_ros.results import write_json
+
+    files = [resolve_model(model).resolve() for model in models]
+    report: dict[str, Any] = {}
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task('measuring', total=None)
+        for model, provider, count in itertools.product(files, providers, threads):
+            of = measure_node(
+                model,
+                provider,
+                sizes,
+                rates_hz,
+                count,
+                pairs,
+                lambda what, done, total: bar.update(
+                    task, description=what, completed=done, total=total
+                ),
+            )
+            report = of if not report else {**report, 'rows': report['rows'] + of['rows']}
+    table = Table(
+        'model', 'provider', 'size', 'Hz', 'dropped %', 'p50 / p95 / p99 ms', 'stages, p50 ms'
+    )
+    for row in report['rows']:
+        table.add_row(
+            row['subject'],
+            f'{row["provider"]}, {row["threads"]} thr',
+            f'{row["width"]}x{row["height"]}',
+            f'{row["rate_hz"]:g}',
+            f'{row["dropped_percent"]:.1f}',
+            ' / '.join(_optional(row['stamp_to_publish_ms'][p], 1) for p in ('p50', 'p95', 'p99')),
+            ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items()),
+        )
+    console.print(table)
+    if json_path:
+        write_json(json_path, report)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate_hz = float(text)
+    except ValueError:
+        rate_hz = 0.0
+    if not 0 < rate_hz < 1000:
+        raise typer.BadParameter(f'{text!r} is no rate; expected pairs per second, as 30')
+    return rate_hz
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(',') if word.strip()]
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, mark, height = text.lower().partition('x')
+    if not (mark and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise typer.BadParameter(f'{text!r} is no size; expected WIDTHxHEIGHT, as 640x480')
+    return int(width), int(height)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f'{text!r} is no number of threads; expected 1 or more')
+    return int(text)
+
+
+def _optional(value: float | None, digits: int) -> str:
+    return '–' if value is None else f'{value:.{digits}f}'

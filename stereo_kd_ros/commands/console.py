@@ -1,0 +1,77 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every sub-command shares: the terminal, progress bars, and errors made readable.
+
+Exit codes: 0 done, 1 the work failed (a bad file, a dead node), 2 the command was misused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console()
+error_console = Console(stderr=True)
+
+Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+def progress_bar(*, transient: bool = False) -> Progress:
+    """A bar with counts, elapsed and remaining time; on stderr, so that stdout can be piped."""
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=error_console,
+        transient=transient,
+    )
+
+
+def readable_errors(command: Command) -> Command:
+    """Turn the project's own errors into one line on stderr and exit code 1.
+
+    Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Exception as error:
+            if not _is_for_the_user(error):
+                raise
+            error_console.print('[red]error:[/red] ', end='')
+            error_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+def require_rclpy() -> None:
+    """Leave with exit code 1 and advice where ROS is not installed."""
+    if find_spec('rclpy') is None:
+        error_console.print(
+            '[red]error:[/red] rclpy is not installed. Source a ROS 2 distribution, or install '
+            "this package with its ROS wheels: pip install 'stereo_kd_ros\\[ros,cpu]'"
+        )
+        raise typer.Exit(1)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    own = type(error).__module__.split('.')[0] == 'stereo_kd_ros'
+    return own or isinstance(error, OSError)
