@@ -1,0 +1,256 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network as one ONNX file that keeps the runtime's contract.
+
+    left, right          uint8   (N, H, W, 3)  RGB, rectified; N, H, W dynamic
+    disparity            float32 (N, H, W)     input pixels, >= 0
+    confidence           float32 (N, H, W)     [0, 1]
+
+Scaling, normalisation, padding to the network's stride (replicated, right and bottom, so
+that x stays x) and cropping are inside the graph. `export_network` traces with two
+*different* images (one tensor given twice makes an exporter drop an eye), attaches the
+manifest, and deletes its work when ONNX Runtime and PyTorch disagree by more than
+`tolerance_px` at any probed size.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stereo_kd_ros.model import Manifest, ModelError, check_contract, write_manifest
+from stereo_kd_training.datasets.procedural import PoolManifest
+from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.networks.contract import ContractModel
+
+OPSET = 17
+PARITY_TOLERANCE_PX = 0.05
+PARITY_SIZES = ((192, 256), (250, 330), (240, 427), (375, 621))
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported, or an export that does not match it."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference between ONNX Runtime and PyTorch at one input size.
+
+    `off_fraction` is the share of pixels off by more than `PARITY_TOLERANCE_PX`: a few say
+    that two hypotheses tied to rounding, many that a shape was traced as a number.
+    """
+
+    height: int
+    width: int
+    max_difference_px: float
+    off_fraction: float
+    max_confidence_difference: float
+
+
+def example_pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two different uint8 (1, H, W, 3) images: smooth texture, the right one shifted.
+
+    Plain noise would probe the network where every hypothesis ties.
+    """
+    generator = np.random.default_rng(seed)
+    shift = 12
+    coarse = generator.uniform(0, 255, (1, 3, height // 6 + 2, (width + shift) // 6 + 2))
+    texture = F.interpolate(
+        torch.from_numpy(coarse), (height, width + shift), mode='bicubic', align_corners=False
+    )
+    texture = texture.clamp(0, 255).byte().numpy().transpose(0, 2, 3, 1)
+    left = np.ascontiguousarray(texture[:, :, :width])
+    return left, np.ascontiguousarray(texture[:, :, shift:])
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 over names and values of all weights, in state-dict order."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def build_manifest(network: StereoNetwork, name: str, **fields: Any) -> Manifest:
+    """Manifest of `network`; `fields` override or add (training_data, metrics, ...)."""
+    import onnx
+    import onnxruntime
+
+    known: dict[str, Any] = {
+        'name': name,
+        'network': network.configuration.get('name', type(network).__name__.lower()),
+        'parameters': network.parameter_count(),
+        'max_disparity_px': float(network.max_disparity_px),
+        'weights_sha256': weights_sha256(network),
+        'stride': int(network.stride),
+        'opset': OPSET,
+        'exporter': {
+            'torch': torch.__version__,
+            'onnx': onnx.__version__,
+            'onnxruntime': onnxruntime.__version__,
+            'python': platform.python_version(),
+            'date': datetime.date.today().isoformat(),
+        },
+    }
+    return replace(Manifest(**known), **fields)
+
+
+def training_sources(pools: Iterable[PoolManifest]) -> list[dict[str, Any]]:
+    """Where the training data of a model comes from, with licences, for its manifest."""
+    sources: list[dict[str, Any]] = []
+    for pool in pools:
+        sources.append(
+            {
+                'name': 'procedural scenes',
+                'licence': 'Apache-2.0',
+                'pairs': pool.pairs,
+                'size': f'{pool.width}x{pool.height}',
+                'seed': pool.seed,
+                'generator_version': pool.generator_version,
+                'textures_sha256': pool.textures_sha256,
+            }
+        )
+        sources.extend(dict(texture) for texture in pool.textures if texture not in sources)
+    return sources
+
+
+def check_parity(
+    path: Path | str,
+    network: StereoNetwork,
+    sizes: Iterable[tuple[int, int]] = PARITY_SIZES,
+    batch: int = 1,
+) -> list[Parity]:
+    """Run file and network on the same pairs; sizes are (height, width).
+
+    Raises:
+        ExportError: the file breaks the contract or does not run at a size.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    try:
+        check_contract(session.get_inputs(), session.get_outputs())
+    except ModelError as error:
+        raise ExportError(
+            f'{path}: {error}. An exporter drops an input that the network never reads.'
+        ) from error
+    model = ContractModel(network).eval()
+    report = []
+    for height, width in sizes:
+        pairs = [example_pair(height, width, seed) for seed in range(batch)]
+        left = np.concatenate([pair[0] for pair in pairs])
+        right = np.concatenate([pair[1] for pair in pairs])
+        try:
+            disparity, confidence = session.run(
+                ['disparity', 'confidence'], {'left': left, 'right': right}
+            )
+        except Exception as error:  # ONNX Runtime's own errors share no base class
+            raise ExportError(
+                f'{path} does not run at {width}x{height}: {error}. '
+                'Look for a size that was traced as a number.'
+            ) from error
+        with torch.no_grad():
+            expected, expected_confidence = model(torch.from_numpy(left), torch.from_numpy(right))
+        if disparity.shape != (batch, height, width):
+            raise ExportError(
+                f'{path}: output disparity is {disparity.shape} for a {height}x{width} input, '
+                f'expected {(batch, height, width)}'
+            )
+        difference = np.abs(disparity - expected.numpy())
+        report.append(
+            Parity(
+                height,
+                width,
+                float(difference.max()),
+                float((difference > PARITY_TOLERANCE_PX).mean()),
+                float(np.abs(confidence - expected_confidence.numpy()).max()),
+            )
+        )
+    return report
+
+
+def export_network(
+    network: StereoNetwork,
+    path: Path | str,
+    manifest: Manifest | None = None,
+    *,
+    tolerance_px: float = PARITY_TOLERANCE_PX,
+    sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
+    fixed_size: tuple[int, int] | None = None,
+) -> list[Parity]:
+    """Write `network` to `path` and prove that ONNX Runtime answers what PyTorch answers.
+
+    Args:
+        network: trained network; it is put in eval mode and left so.
+        path: the .onnx file; replaced only when parity holds.
+        manifest: what the file says of itself; built from the network when absent.
+        tolerance_px: largest allowed difference of disparity.
+        sizes: (height, width) probed, multiples of the stride and others.
+        fixed_size: (height, width) of a static variant, for builders that need one.
+
+    Raises:
+        ExportError: the exporter failed, or a probed size is off by more than the tolerance.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    network.eval()
+    model = ContractModel(network).eval()
+    height, width = fixed_size or (4 * network.stride, 6 * network.stride)
+    left, right = (torch.from_numpy(image) for image in example_pair(height, width))
+    dynamic = None
+    if fixed_size is None:
+        dynamic = {
+            key: {0: 'N', 1: 'H', 2: 'W'} for key in ('left', 'right', 'disparity', 'confidence')
+        }
+    else:
+        sizes = [fixed_size]
+    partial = path.with_name(f'.{path.stem}.{os.getpid()}.onnx')
+    try:
+        with warnings.catch_warnings():
+            # Tracing warns of every shape turned into a number; the parity check at several
+            # sizes is what proves that none was.
+            warnings.simplefilter('ignore')
+            torch.onnx.export(
+                model,
+                (left, right),
+                str(partial),
+                input_names=['left', 'right'],
+                output_names=['disparity', 'confidence'],
+                dynamic_axes=dynamic,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        write_manifest(partial, manifest or build_manifest(network, path.stem))
+        report = check_parity(partial, network, sizes)
+        wrong = [p for p in report if not p.max_difference_px <= tolerance_px]
+        if wrong:
+            worst = max(wrong, key=lambda p: p.max_difference_px)
+            raise ExportError(
+                f'{path.name}: ONNX Runtime differs from PyTorch by '
+                f'{worst.max_difference_px:.3f} px at {worst.height}x{worst.width} '
+                f'({100 * worst.off_fraction:.3f} % of pixels), allowed {tolerance_px} px; '
+                'nothing was written. Look for an operator traced with a fixed size.'
+            )
+        os.replace(partial, path)
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f'{type(network).__name__} cannot be exported: {error}') from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return report

@@ -1,0 +1,332 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The `stereo-kd-train` command: generate pairs, train a student, export it, judge it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from stereo_kd_training.evaluate import evaluate_command
+
+app = typer.Typer(
+    help='Turn a strong teacher into a tiny stereo student: data, training, export, judgement.',
+    no_args_is_help=True,
+    context_settings={'help_option_names': ['-h', '--help']},
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+
+
+Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+def readable_errors(command: Command) -> Command:
+    """Our own errors, files that cannot be used and wrong settings as one message, exit code 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Exception as error:
+            package = type(error).__module__.split('.')[0]
+            ours = package in ('stereo_kd_ros', 'stereo_kd_training', 'pydantic_core', 'yaml')
+            if not ours and not isinstance(error, OSError):
+                raise
+            console.print('[red]error:[/red] ', end='')
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+@app.command()
+@readable_errors
+def generate(
+    out: Annotated[Path, typer.Option('--out', '-o', help='Folder of the pool.')],
+    pairs: Annotated[int, typer.Option(min=1, help='How many stereo pairs.')] = 8000,
+    height: Annotated[int, typer.Option(min=64, help='Pixels.')] = 288,
+    width: Annotated[int, typer.Option(min=64, help='Pixels.')] = 576,
+    seed: Annotated[int, typer.Option(help='The same seed gives the same pairs.')] = 0,
+    workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 2,
+    textures: Annotated[
+        Path | None, typer.Option(help='Texture bank; synthetic textures alone without it.')
+    ] = None,
+) -> None:
+    """Render a pool of procedural stereo pairs with exact truth (resumable)."""
+    from stereo_kd_training.datasets.procedural import generate_pool
+
+    generate_pool(
+        out, pairs, height=height, width=width, seed=seed, workers=workers, textures=textures
+    )
+
+
+@app.command()
+@readable_errors
+def train(
+    run: Annotated[Path, typer.Argument(help='Run folder; resumed when it holds a checkpoint.')],
+    pool: Annotated[list[Path], typer.Option(help='Pool(s) made by generate; repeatable.')],
+    config: Annotated[
+        Path | None, typer.Option('--config', '-c', help='YAML of the run; defaults without.')
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help='Overrides the YAML.')] = None,
+    holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+) -> None:
+    """Train a student on pools of pairs; stop it whenever you like, start it again later."""
+    import torch
+    import yaml
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from stereo_kd_training.datasets.procedural import PairPool
+    from stereo_kd_training.recipe import check_settings
+    from stereo_kd_training.train import (
+        ConcatenatedPairs,
+        Trainer,
+        TrainingConfig,
+    )
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    fields: dict[str, Any] = yaml.safe_load(config.read_text()) if config else {}
+    if steps is not None:
+        fields['steps'] = steps
+    training = check_settings(TrainingConfig, fields, str(config or 'options'))
+    pairs = ConcatenatedPairs([PairPool(folder) for folder in pool])
+    learn, measure = pairs.split(holdout)
+    with Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[text]}'),
+        console=console,
+    ) as bar:
+        task = bar.add_task(run.name, total=training.steps, text='')
+        trainer = Trainer(
+            training,
+            run,
+            learn,
+            measure,
+            progress=lambda step, text: bar.update(task, completed=step, text=text),
+        )
+        metrics = trainer.run()
+    console.print(json.dumps(metrics, indent=2))
+
+
+@app.command()
+@readable_errors
+def export(
+    run: Annotated[Path, typer.Argument(help='Run folder or checkpoint.')],
+    out: Annotated[Path, typer.Option('--out', '-o', help='The .onnx file to write.')],
+    name: Annotated[str | None, typer.Option(help='Model name; the file stem without.')] = None,
+    version: Annotated[str, typer.Option(help='Model version.')] = '0.1.0',
+    licence: Annotated[str, typer.Option(help='SPDX licence of the weights.')] = 'Apache-2.0',
+    pool: Annotated[
+        list[Path] | None, typer.Option(help='Pools it was trained on, for the manifest.')
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
+    ] = None,
+    metrics_of: Annotated[
+        str | None, typer.Option(help='Method of that JSON; the model name without.')
+    ] = None,
+    fixed_size: Annotated[
+        str | None, typer.Option(help='WIDTHxHEIGHT of a static variant, for TensorRT.')
+    ] = None,
+) -> None:
+    """Write the ONNX file that the robot runs; parity with PyTorch or no file."""
+    from stereo_kd_training.complexity import complexity
+    from stereo_kd_training.datasets.procedural import PairPool
+    from stereo_kd_training.evaluation_report import manifest_metrics
+    from stereo_kd_training.export import (
+        build_manifest,
+        export_network,
+        training_sources,
+    )
+    from stereo_kd_training.train import load_network, read_checkpoint
+
+    network = load_network(run)
+    state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
+    training_data = training_sources([PairPool(folder).manifest for folder in pool or []])
+    figures = {}
+    if metrics:
+        report = json.loads(metrics.read_text())
+        figures = manifest_metrics(report, metrics_of or name or out.stem)
+    manifest = build_manifest(
+        network,
+        name or out.stem,
+        version=version,
+        licence=licence,
+        training_data=training_data,
+        metrics=figures,
+        macs_640x480=complexity(network).macs,
+        extra={'steps': state.get('step'), 'training': state.get('training')},
+    )
+    size = None
+    if fixed_size:
+        width, height = (int(part) for part in fixed_size.lower().split('x'))
+        size = (height, width)
+    parities = export_network(network, out, manifest, fixed_size=size)
+    for parity in parities:
+        console.print(
+            f'{parity.width}x{parity.height}: largest difference '
+            f'{parity.max_difference_px:.2e} px, confidence {parity.max_confidence_difference:.1e}'
+        )
+    console.print(f'wrote {out} ({out.stat().st_size / 1e6:.2f} MB)')
+
+
+@app.command()
+@readable_errors
+def networks(
+    as_json: Annotated[bool, typer.Option('--json', help='For programs.')] = False,
+) -> None:
+    """List every network: parameters, multiply-accumulates at 640x480, source."""
+    from rich.table import Table
+
+    from stereo_kd_training.complexity import networks_table
+
+    rows = networks_table()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table('name', 'parameters', 'GMAC at 640x480', 'source')
+    for row in rows:
+        table.add_row(
+            row['name'],
+            f'{row["parameters"]:,}',
+            f'{row["macs_640x480"] / 1e9:.2f}',
+            row['source'],
+        )
+    console.print(table)
+
+
+@app.command()
+@readable_errors
+def run(
+    recipe: Annotated[Path, typer.Argument(help='YAML of an experiment; see training/recipes.')],
+    out: Annotated[Path, typer.Option('--out', '-o', help='Run folder; continued when begun.')],
+    budget: Annotated[
+        float | None,
+        typer.Option(help='Shorten: a share of all steps below 1, or their total number.'),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option('--dry-run', help='Say what would be done, and how long it takes.')
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+) -> None:
+    """Teach, cache, distill, prune, tune, export, evaluate; resumable at any point."""
+    import torch
+
+    from stereo_kd_training.recipe import read_recipe
+    from stereo_kd_training.stages import RecipeRun, plan
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    experiment = read_recipe(recipe)
+    if budget is not None:
+        experiment = experiment.with_budget(budget)
+    if dry_run:
+        console.print('\n'.join(plan(experiment)), markup=False, highlight=False)
+        return
+    with stage_bars() as report:
+        summary = RecipeRun(experiment, out, report).run()
+    console.print_json(json.dumps(summary))
+
+
+@app.command()
+@readable_errors
+def ablate(
+    name: Annotated[str, typer.Argument(help='signal, loss, modules, compact or distil_prune.')],
+    pool: Annotated[Path, typer.Option(help='Pool made by generate.')],
+    out: Annotated[Path, typer.Option('--out', '-o', help='Folder; continued when begun.')],
+    steps: Annotated[int, typer.Option(min=1, help='Of every student.')] = 400,
+    teacher_steps: Annotated[int, typer.Option(min=1, help='Of the one teacher.')] = 1200,
+    seeds: Annotated[int, typer.Option(min=1, help='Runs per variant.')] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help='Crops per step.')] = 4,
+    crop: Annotated[str, typer.Option(help='WIDTHxHEIGHT of a crop.')] = '256x128',
+    student: Annotated[
+        str, typer.Option(help='Instead of dtpnet where its own parts are not compared.')
+    ] = 'dtpnet',
+    holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
+    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+) -> None:
+    """Repeat a table of the papers at a small budget, over several seeds."""
+    import torch
+
+    from stereo_kd_training.ablation import Budget, as_markdown, run_ablation
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    width, height = (int(part) for part in crop.lower().split('x'))
+    data = {
+        'train': [{'pool': str(pool), 'last': -holdout}],
+        'validation': [{'pool': str(pool), 'first': -holdout}],
+    }
+    budget = Budget(
+        steps=steps,
+        teacher_steps=teacher_steps,
+        batch_size=batch_size,
+        crop_height=height,
+        crop_width=width,
+        seeds=seeds,
+        student=student,
+    )
+    with stage_bars() as report:
+        result = run_ablation(name, out, data, budget, report)
+    console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar per stage, made when the stage is first heard of."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[text]}'),
+        console=console,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, step: int, steps: int, text: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=steps, text='')
+            bars.update(tasks[stage], completed=step, total=steps, text=text)
+
+        yield report
+
+
+app.command('evaluate')(evaluate_command)
+
+
+def main() -> None:
+    """Entry point of `stereo-kd-train`."""
+    app()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,308 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kestrel: this project's own student, a correlation volume read by a light 2-D U-Net.
+
+    left, right (B, 3, H, W)           normalised RGB, H and W multiples of 32
+      encoder   -> stem   (B, 16, H/2, W/2), matching features (B, 32, H/4, W/4)
+      volume    -> cosine correlation (B, D, H/4, W/4), D = max_disparity_px / 4
+      aggregate -> logits (B, D, H/4, W/4) = U-Net(volume, left context) + s * volume
+      regress   -> soft-argmax in a window of +-2 bins round the best hypothesis
+      upsample  -> convex combination of the 3x3 coarse neighbours (RAFT, Teed and Deng 2020)
+    disparity, confidence (B, H, W)
+
+The volume is one matrix product per image row whose band of D diagonals is cut out by a
+pad-and-reshape ("skew"), so neither training nor an ONNX runtime sees D slices. It comes
+out in descending order of disparity: hypothesis k stands for 4 * (D - 1 - k) px.
+
+Blocks are inverted residuals (MobileNetV2, Sandler et al. 2018; for stereo aggregation
+LightStereo, Guo et al. 2025). Window regression follows the unimodal reading of the
+distribution that sub-pixel stereo needs at depth edges.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stereo_kd_training.networks.base import (
+    NetworkError,
+    StereoNetwork,
+    StereoOutput,
+    opaque,
+    split_views,
+)
+
+
+def conv_bn(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    activation: bool = True,
+) -> nn.Sequential:
+    """Convolution, batch norm and, if asked for, ReLU; same size (or size / stride) out."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
+        nn.BatchNorm2d(out_channels),
+    ]
+    if activation:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise, 1x1 projection, with a skip where the shapes allow it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, expansion: int = 2
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.skip = stride == 1 and in_channels == out_channels
+        self.expand = conv_bn(in_channels, hidden, 1)
+        self.depthwise = conv_bn(hidden, hidden, 3, stride, groups=hidden)
+        self.project = conv_bn(hidden, out_channels, 1, activation=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.skip else y
+
+
+def _stage(
+    in_channels: int, out_channels: int, stride: int, blocks: int, expansion: int
+) -> nn.Sequential:
+    """`blocks` inverted residuals, the first of which changes channels and stride."""
+    layers = [InvertedResidual(in_channels, out_channels, stride, expansion)]
+    layers += [
+        InvertedResidual(out_channels, out_channels, 1, expansion) for _ in range(blocks - 1)
+    ]
+    return nn.Sequential(*layers)
+
+
+class _Up(nn.Module):
+    """Nearest x2 of a projected coarse map added to the finer skip connection."""
+
+    def __init__(self, coarse: int, fine: int, blocks: int, expansion: int) -> None:
+        super().__init__()
+        self.lateral = conv_bn(coarse, fine, 1, activation=False)
+        self.refine = _stage(fine, fine, 1, blocks, expansion)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        up = F.interpolate(self.lateral(coarse), scale_factor=2.0, mode='nearest')
+        return self.refine(F.relu(fine + up))
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) to stem (B, s, H/2, W/2) and features (B, c, H/4, W/4).
+
+    Features carry context down to 1/16 before they come back to 1/4, so that a
+    textureless pixel is described by what surrounds it.
+    """
+
+    def __init__(self, stem: int, widths: tuple[int, int, int], out_channels: int) -> None:
+        super().__init__()
+        c4, c8, c16 = widths
+        self.stem = conv_bn(3, stem, 3, 2)
+        self.quarter = nn.Sequential(conv_bn(stem, c4, 3, 2), _stage(c4, c4, 1, 2, 2))
+        self.eighth = _stage(c4, c8, 2, 2, 2)
+        self.sixteenth = _stage(c8, c16, 2, 2, 2)
+        self.up8 = _Up(c16, c8, 1, 2)
+        self.up4 = _Up(c8, c4, 1, 2)
+        self.head = nn.Conv2d(c4, out_channels, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        stem = self.stem(image)
+        quarter = self.quarter(stem)
+        eighth = self.eighth(quarter)
+        return stem, self.head(self.up4(self.up8(self.sixteenth(eighth), eighth), quarter))
+
+
+class Aggregation(nn.Module):
+    """Volume (B, D, h, w) and left context (B, c, h, w) to logits, guide and confidence.
+
+    A 2-D U-Net over 1/4, 1/8, 1/16 and 1/32 with disparity as channels.
+    """
+
+    def __init__(
+        self,
+        hypotheses: int,
+        context: int,
+        widths: tuple[int, int, int, int],
+        blocks: tuple[int, int, int, int],
+        expansion: int,
+    ) -> None:
+        super().__init__()
+        w4, w8, w16, w32 = widths
+        b4, b8, b16, b32 = blocks
+        self.enter = conv_bn(hypotheses + context, w4, 1)
+        self.down4 = _stage(w4, w4, 1, b4, expansion)
+        self.down8 = _stage(w4, w8, 2, b8, expansion)
+        self.down16 = _stage(w8, w16, 2, b16, expansion)
+        self.down32 = _stage(w16, w32, 2, b32, expansion)
+        self.up16 = _Up(w32, w16, 1, expansion)
+        self.up8 = _Up(w16, w8, max(1, b8 - 1), expansion)
+        self.up4 = _Up(w8, w4, b4, expansion)
+        self.logits = nn.Conv2d(w4, hypotheses, 1)
+        self.confidence = nn.Conv2d(w4, 1, 1)
+
+    def forward(self, volume: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x4 = self.down4(self.enter(torch.cat((volume, context), 1)))
+        x8 = self.down8(x4)
+        x16 = self.down16(x8)
+        x16 = self.up16(self.down32(x16), x16)
+        x4 = self.up4(self.up8(x16, x8), x4)
+        return self.logits(x4), self.confidence(x4), x4
+
+
+@opaque(prunable=True)
+def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:
+    """Correlation (B, D, h, w) of features (B, C, h, w), descending disparity.
+
+    Channel k holds <left(x), right(x - d)> with d = D - 1 - k; 0 where x - d < 0.
+    """
+    batch, _, height, width = left.shape
+    rows_left = left.permute(0, 2, 3, 1)
+    rows_right = F.pad(right, (hypotheses - 1, 0)).permute(0, 2, 1, 3)
+    products = torch.matmul(rows_left, rows_right)
+    # Row x of `products` has the wanted band at columns x .. x + D - 1. Reading the rows
+    # one element longer than they are shifts each by one more: the band becomes a block.
+    flat = F.pad(products.flatten(2), (0, width))
+    skewed = flat.view(batch, height, width, width + hypotheses)
+    return skewed[..., :hypotheses].permute(0, 3, 1, 2)
+
+
+@opaque()
+def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Soft-argmax within +-radius bins of the best hypothesis.
+
+    Written with `exp` and sums instead of a softmax over channels, which ONNX runtimes
+    evaluate an order of magnitude slower than the same arithmetic spelt out.
+
+    Args:
+        logits: (B, D, h, w).
+        hypotheses: (D,), the value of each channel.
+        radius: in bins.
+
+    Returns:
+        expectation (B, 1, h, w) and the probability mass in the window (B, 1, h, w).
+    """
+    top, best = logits.max(1, keepdim=True)
+    index = torch.arange(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    outside = (index.view(1, -1, 1, 1) - best.to(logits.dtype)).abs() > radius
+    # The top cancels out of every ratio below, so it carries no gradient.
+    likelihood = torch.exp(logits - top.detach())
+    window = likelihood.masked_fill(outside, 0.0)
+    within = window.sum(1, keepdim=True)
+    expected = (window * hypotheses.view(1, -1, 1, 1)).sum(1, keepdim=True) / within
+    return expected, within / likelihood.sum(1, keepdim=True)
+
+
+@opaque()
+def convex_upsample(coarse: Tensor, weights: Tensor, factor: int) -> Tensor:
+    """(B, 1, h, w) to (B, 1, factor*h, factor*w) by convex weights (B, 9 * factor**2, h, w).
+
+    `weights` are logits, limited to +-10: beyond that one neighbour already has it all.
+    """
+    height, width = coarse.shape[2:]
+    padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
+    # Split, not indexed: the gradient of nine slices would write nine full zero maps.
+    shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factor * factor, 1)
+    weighted, total = None, None
+    for k, share in enumerate(shares):
+        y, x = divmod(k, 3)
+        term = share * padded[:, :, y : y + height, x : x + width]
+        weighted = term if weighted is None else weighted + term
+        total = share if total is None else total + share
+    return F.pixel_shuffle(weighted / total, factor)
+
+
+class Kestrel(StereoNetwork):
+    """The student; `networks.create('kestrel')` is the small one, options make the others.
+
+    Args:
+        max_disparity_px: range of the volume, a multiple of 4.
+        stem: channels at 1/2.
+        encoder: channels of the extractor at 1/4, 1/8, 1/16.
+        matching: channels that are correlated.
+        context: channels of the left image handed to the aggregation.
+        aggregation: channels of the U-Net at 1/4, 1/8, 1/16, 1/32.
+        blocks: inverted residuals per level on the way down.
+        expansion: of the inverted residuals in the aggregation.
+        window: radius of the regression window in bins; 0 takes the whole range.
+    """
+
+    stride = 32
+    source = 'this project'
+
+    def __init__(
+        self,
+        max_disparity_px: int = 192,
+        stem: int = 16,
+        encoder: tuple[int, int, int] = (32, 48, 64),
+        matching: int = 32,
+        context: int = 16,
+        aggregation: tuple[int, int, int, int] = (48, 64, 96, 128),
+        blocks: tuple[int, int, int, int] = (2, 2, 3, 2),
+        expansion: int = 2,
+        window: int = 2,
+    ) -> None:
+        super().__init__()
+        if max_disparity_px % 4 or max_disparity_px <= 0:
+            raise NetworkError(
+                f'max_disparity_px is {max_disparity_px}, expected a positive multiple of 4'
+            )
+        self.max_disparity_px = float(max_disparity_px)
+        self.hypotheses = max_disparity_px // 4
+        self.window = window
+        self.encoder = Encoder(stem, tuple(encoder), matching)
+        self.context = conv_bn(matching, context, 1)
+        self.aggregation = Aggregation(
+            self.hypotheses, context, tuple(aggregation), tuple(blocks), expansion
+        )
+        self.correlation_scale = nn.Parameter(torch.tensor(10.0))
+        guide = 32
+        self.guide = conv_bn(stem, guide, 3, 2)
+        self.upsampling = nn.Sequential(
+            conv_bn(guide + aggregation[0], 48, 1), nn.Conv2d(48, 9 * 16, 1)
+        )
+        bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
+        self.register_buffer('bins', bins, persistent=False)
+
+    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
+        stems, features = self.encoder(torch.cat((left, right), 0))
+        stem_left, _ = split_views(stems)
+        features_left, features_right = split_views(features)
+        volume = correlation_volume(
+            F.normalize(features_left, dim=1), F.normalize(features_right, dim=1), self.hypotheses
+        )
+        residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
+        weights = self.upsampling(torch.cat((self.guide(stem_left), x4), 1))
+        # the meta device, on which complexity is counted, has no autocast of its own
+        device_type = 'cpu' if left.is_meta else left.device.type
+        with torch.autocast(device_type, enabled=False):
+            logits = residual.float() + self.correlation_scale * volume.float()
+            radius = self.window or self.hypotheses
+            coarse, mass = window_regression(logits, self.bins, radius)
+            disparity = convex_upsample(4.0 * coarse, weights.float(), 4)[:, 0]
+            confidence = torch.sigmoid(confidence.float()) * mass
+            fine = F.interpolate(
+                confidence, scale_factor=4.0, mode='bilinear', align_corners=False
+            )
+        return StereoOutput(
+            disparity=disparity,
+            confidence=fine[:, 0],
+            stages=(disparity,),
+            logits=(logits,),
+            hypotheses=(4.0 * self.bins,),
+            features={
+                'left': features_left,
+                'right': features_right,
+                'volume': volume,
+                'coarse': 4.0 * coarse,
+                'confidence': confidence,
+            },
+        )

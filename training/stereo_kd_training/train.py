@@ -1,0 +1,848 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train one network on stereo pairs with truth, so that a killed run loses nothing.
+
+A run is a folder:
+
+    config.json          what was asked for; a resumed run must ask for the same
+    checkpoint.pt        network, EMA, optimiser, step, generators (replaced atomically)
+    log.jsonl            one line per logged step and per validation
+    tensorboard/         the same scalars, and preview pictures
+    previews/            left, truth, prediction, error as PNG
+
+Everything random is a function of (seed, step): which pairs, which crops, which colours.
+So a run that is killed and resumed sees the very batches it would have seen, and N
+processes that share a batch see between them what one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stereo_kd_ros.metrics import disparity_metrics
+from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
+from stereo_kd_training.losses import (
+    masked_mean,
+    smooth_l1_disparity,
+    two_hot_cross_entropy,
+)
+from stereo_kd_training.networks import StereoNetwork, StereoOutput, build, create
+from stereo_kd_training.networks.contract import ContractModel
+from stereo_kd_training.parallel import share_statistics
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start, cannot be resumed, or has diverged."""
+
+
+class LossWeights(BaseModel):
+    """Weights of the supervised loss; a weight of 0 leaves its term out."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    cross_entropy: float = 1.0
+    disparity: float = 0.3
+    coarse: float = 0.2
+    confidence: float = 0.1
+
+
+class TrainingConfig(BaseModel):
+    """What a run is made of; unknown keys are refused."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    network: str = 'kestrel'
+    options: dict[str, Any] = Field(default_factory=dict)
+    initial_weights: str | None = None
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    accumulation: int = Field(1, ge=1)
+    crop_height: int = Field(192, ge=32)
+    crop_width: int = Field(384, ge=32)
+    peak_learning_rate: float = Field(1.5e-3, gt=0)
+    optimizer: str = Field('adamw', pattern='^(adamw|adam)$')
+    schedule: str = Field('one_cycle', pattern='^(one_cycle|steps)$')
+    milestones: list[float] = Field(default_factory=list)
+    milestone_factor: float = Field(0.1, gt=0, le=1)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    final_fraction: float = Field(0.01, ge=0, le=1)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_gradient: float = Field(1.0, gt=0)
+    precision: str = Field('bf16', pattern='^(no|bf16|fp16)$')
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    scale_probability: float = Field(0.3, ge=0, le=1)
+    colour_probability: float = Field(0.8, ge=0, le=1)
+    loss: LossWeights = Field(default_factory=LossWeights)
+    seed: int = 0
+    log_every: int = Field(25, ge=1)
+    validate_every: int = Field(500, ge=1)
+    validation_pairs: int = Field(24, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+
+
+class Pair(Protocol):
+    """left, right (H, W, 3) uint8 RGB; disparity (H, W) float32 px, NaN where unknown."""
+
+    left: np.ndarray
+    right: np.ndarray
+    disparity: np.ndarray
+
+
+class PairSource(Protocol):
+    """Random access to pairs: a pool, a public set, a robot's bag."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pair: ...
+
+
+@dataclass
+class Batch:
+    """Tensors of one step.
+
+    Attributes:
+        left, right: (B, 3, H, W) in [0, 255].
+        disparity: (B, H, W) px, NaN unknown.
+        teacher_disparity: (B, H, W) px, NaN unknown, where the pairs carry a teacher's answer.
+        teacher_confidence: (B, H, W) in [0, 1], with it.
+    """
+
+    left: Tensor
+    right: Tensor
+    disparity: Tensor
+    teacher_disparity: Tensor | None = None
+    teacher_confidence: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            *(None if value is None else value.to(device) for value in vars(self).values())
+        )
+
+
+def one_cycle(step: int, config: TrainingConfig) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then cosine to the final share.
+
+    A function of the step alone, so that it needs no state to resume.
+    """
+    progress = step / config.steps
+    if progress < config.warmup_fraction:
+        return min(1.0, (progress + 1.0 / config.steps) / config.warmup_fraction)
+    rest = (progress - config.warmup_fraction) / (1.0 - config.warmup_fraction)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
+    return config.final_fraction + (1.0 - config.final_fraction) * cosine
+
+
+def learning_rate_share(step: int, config: TrainingConfig) -> float:
+    """Learning rate as a share of its peak, for either schedule.
+
+    'steps' multiplies by `milestone_factor` at each of `milestones`, shares of the run, so
+    that a shortened run keeps the shape of its schedule.
+    """
+    if config.schedule == 'one_cycle':
+        return one_cycle(step, config)
+    passed = sum(step / config.steps >= milestone for milestone in config.milestones)
+    return config.milestone_factor**passed
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a picture, brought to `height` x `width`; the same for all maps of a pair."""
+
+    y: int
+    x: int
+    source_height: int
+    source_width: int
+    height: int
+    width: int
+
+    def image(self, picture: np.ndarray) -> np.ndarray:
+        """Of a picture (H, W, 3), bilinear."""
+        return self._resized(picture, cv2.INTER_LINEAR)
+
+    def values(self, values: np.ndarray) -> np.ndarray:
+        """Of any map (H, W), nearest: an average of two surfaces is one that is not there."""
+        return self._resized(values, cv2.INTER_NEAREST)
+
+    def disparity(self, disparity: np.ndarray) -> np.ndarray:
+        """Of a disparity (H, W), which grows with the width."""
+        return self.values(disparity) * np.float32(self.width / self.source_width)
+
+    def _resized(self, full: np.ndarray, interpolation: int) -> np.ndarray:
+        part = full[self.y : self.y + self.source_height, self.x : self.x + self.source_width]
+        if part.shape[:2] == (self.height, self.width):
+            return part
+        return cv2.resize(part, (self.width, self.height), interpolation=interpolation)
+
+
+def random_window(
+    shape: tuple[int, int],
+    height: int,
+    width: int,
+    generator: np.random.Generator,
+    scale_probability: float = 0.0,
+) -> Window:
+    """Where to crop a pair of `shape` (H, W), sometimes magnified or shrunk.
+
+    Raises:
+        TrainingError: the pair is smaller than the crop.
+    """
+    full_height, full_width = shape
+    if full_height < height or full_width < width:
+        raise TrainingError(
+            f'a pair of {full_width}x{full_height} is smaller than the crop {width}x{height}; '
+            'choose a smaller crop_width, crop_height'
+        )
+    scale = 1.0
+    if generator.random() < scale_probability:
+        smallest = max(height / full_height, width / full_width, 0.7)
+        scale = math.exp(generator.uniform(math.log(smallest), math.log(1.5)))
+    source_height = min(full_height, round(height / scale))
+    source_width = min(full_width, round(width / scale))
+    y = int(generator.integers(0, full_height - source_height + 1))
+    x = int(generator.integers(0, full_width - source_width + 1))
+    return Window(y, x, source_height, source_width, height, width)
+
+
+def random_crop(
+    pair: Pair,
+    height: int,
+    width: int,
+    generator: np.random.Generator,
+    scale_probability: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same window of both eyes, sometimes magnified or shrunk with its disparities.
+
+    Raises:
+        TrainingError: the pair is smaller than the crop.
+    """
+    window = random_window(pair.disparity.shape, height, width, generator, scale_probability)
+    return (
+        window.image(pair.left),
+        window.image(pair.right),
+        window.disparity(pair.disparity),
+    )
+
+
+def jitter_colour(
+    left: np.ndarray, right: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain, gamma and offset per channel for both eyes, and a little more for each alone."""
+    ramp = np.arange(256, dtype=np.float32) / 255.0
+
+    def table(gamma: float, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        curve = 255.0 * (gain[:, None] * ramp[None] ** gamma + offset[:, None])
+        return np.clip(curve, 0, 255).astype(np.uint8).T.reshape(256, 1, 3)
+
+    gamma = math.exp(generator.normal(0, 0.2))
+    gain = np.exp(generator.normal(0, 0.12) + generator.normal(0, 0.06, 3)).astype(np.float32)
+    offset = generator.normal(0, 0.03, 3).astype(np.float32)
+    order = generator.permutation(3) if generator.random() < 0.3 else np.arange(3)
+    eyes = []
+    for image in (left, right):
+        own_gamma = gamma * math.exp(generator.normal(0, 0.04))
+        own_gain = gain * np.exp(generator.normal(0, 0.03, 3)).astype(np.float32)
+        image = np.ascontiguousarray(image[..., order])
+        eyes.append(cv2.LUT(image, table(own_gamma, own_gain, offset)))
+    return eyes[0], eyes[1]
+
+
+def make_batch(
+    source: PairSource, config: TrainingConfig, step: int, rank: int = 0, ranks: int = 1
+) -> Batch:
+    """The share of `rank` in the batch of optimiser step `step`.
+
+    Raises:
+        TrainingError: the batch does not divide by the number of processes.
+    """
+    if config.batch_size % ranks:
+        raise TrainingError(f'batch_size {config.batch_size} does not divide by {ranks} processes')
+    lefts, rights, disparities = [], [], []
+    teacher_disparities, confidences = [], []
+    for item in range(rank, config.batch_size, ranks):
+        generator = np.random.default_rng((config.seed, step, item))
+        pair = source[int(generator.integers(len(source)))]
+        window = random_window(
+            pair.disparity.shape,
+            config.crop_height,
+            config.crop_width,
+            generator,
+            config.scale_probability,
+        )
+        left, right = window.image(pair.left), window.image(pair.right)
+        if generator.random() < config.colour_probability:
+            left, right = jitter_colour(left, right, generator)
+        lefts.append(left)
+        rights.append(right)
+        disparities.append(window.disparity(pair.disparity))
+        taught = getattr(pair, 'teacher_disparity', None)
+        if taught is not None:
+            teacher_disparities.append(window.disparity(taught))
+            confidences.append(window.values(pair.teacher_confidence))
+
+    def planes(images: list[np.ndarray]) -> Tensor:
+        # Channels last in memory, as the cameras give it and as the CPU convolves faster.
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    def maps(values: list[np.ndarray]) -> Tensor | None:
+        return torch.from_numpy(np.stack(values).astype(np.float32)) if values else None
+
+    return Batch(
+        planes(lefts),
+        planes(rights),
+        maps(disparities),
+        maps(teacher_disparities),
+        maps(confidences),
+    )
+
+
+def supervised_loss(
+    output: StereoOutput, truth: Tensor, weights: LossWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Two-hot cross-entropy on every distribution, smooth L1 on every stage, confidence.
+
+    Confidence learns whether the coarse answer is right within max(1 px, 5 %), by binary
+    cross-entropy that does not reach the disparity.
+
+    Args:
+        output: of the network.
+        truth: (B, H, W) px; NaN and negative values are unknown.
+        weights: of the terms.
+
+    Returns:
+        the sum, and each unweighted term by name.
+    """
+    valid = torch.isfinite(truth) & (truth >= 0)
+    terms: dict[str, Tensor] = {}
+    total = truth.new_zeros(())
+    coarse_truth: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def at(rows: int) -> tuple[Tensor, Tensor]:
+        factor = truth.shape[1] // rows
+        if factor not in coarse_truth:
+            # The middle of the cell, not its mean: see downsample_disparity.
+            middle = factor // 2
+            coarse_truth[factor] = (
+                truth[:, middle::factor, middle::factor],
+                valid[:, middle::factor, middle::factor],
+            )
+        return coarse_truth[factor]
+
+    distributions = [(z, h) for z, h in zip(output.logits, output.hypotheses) if z is not None]
+    if weights.cross_entropy and distributions:
+        terms['cross_entropy'] = sum(
+            two_hot_cross_entropy(z, h, *at(z.shape[2])) for z, h in distributions
+        ) / len(distributions)
+        total = total + weights.cross_entropy * terms['cross_entropy']
+    if weights.disparity:
+        terms['disparity'] = sum(
+            smooth_l1_disparity(stage, truth, valid) for stage in output.stages
+        ) / len(output.stages)
+        total = total + weights.disparity * terms['disparity']
+    coarse = output.features.get('coarse')
+    if weights.coarse and coarse is not None:
+        terms['coarse'] = smooth_l1_disparity(coarse[:, 0], *at(coarse.shape[2]))
+        total = total + weights.coarse * terms['coarse']
+    confidence = output.features.get('confidence')
+    if weights.confidence and confidence is not None and coarse is not None:
+        target, known = at(coarse.shape[2])
+        error = (coarse[:, 0].detach() - torch.nan_to_num(target)).abs()
+        right = (error < (0.05 * torch.nan_to_num(target)).clamp(min=1.0)).float()
+        predicted = confidence[:, 0].clamp(1e-4, 1 - 1e-4)
+        terms['confidence'] = masked_mean(
+            nn.functional.binary_cross_entropy(predicted, right, reduction='none'), known
+        )
+        total = total + weights.confidence * terms['confidence']
+    return total, terms
+
+
+Loss = Callable[[StereoOutput, Batch, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Trainer:
+    """Runs a config in a folder; give it another `loss` to distil instead.
+
+    Args:
+        config: of the run.
+        run_dir: its folder; a checkpoint in it is resumed.
+        train: pairs to learn from.
+        validation: pairs to measure on, never learnt from.
+        loss: maps (output, batch, step) to the loss and its terms; supervised by default.
+        network: trained in place of `create(config.network)`, for pruned ones.
+        progress: called with (step, text) after every step; a bar lives outside.
+
+    Raises:
+        TrainingError: the folder holds another run, or there is nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        run_dir: Path | str,
+        train: PairSource,
+        validation: PairSource | None = None,
+        loss: Loss | None = None,
+        network: StereoNetwork | None = None,
+        progress: Callable[[int, str], None] | None = None,
+    ) -> None:
+        if len(train) == 0:
+            raise TrainingError('there are no pairs to learn from')
+        self.config = config
+        self.run_dir = Path(run_dir)
+        self.train_pairs = train
+        self.validation_pairs = validation
+        self.loss = loss or (
+            lambda output, batch, step: supervised_loss(output, batch.disparity, config.loss)
+        )
+        self.progress = progress
+        self.step = 0
+        self.seconds = 0.0
+        self.best_epe_px = math.inf
+        self._stop_requested = False
+
+        cuda = torch.cuda.is_available()
+        # fp16 needs CUDA; asking for it elsewhere is a mistake that accelerate reports badly.
+        if config.precision == 'fp16' and not cuda:
+            raise TrainingError('precision fp16 needs a CUDA device; use bf16 or no')
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=not cuda,
+            gradient_accumulation_steps=1,
+            # A loss need not reach every head that a network has.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        torch.manual_seed(config.seed)
+        network = network or create(config.network, **config.options)
+        if config.initial_weights:
+            load_weights(network, config.initial_weights)
+        if config.crop_height % network.stride or config.crop_width % network.stride:
+            raise TrainingError(
+                f'crop {config.crop_width}x{config.crop_height} is not a multiple of the '
+                f'stride {network.stride} of {config.network}'
+            )
+        network = network.to(memory_format=torch.channels_last)
+        self.ema = create_ema(network, self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            share_statistics(network)
+        make_optimizer = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
+        optimizer = make_optimizer[config.optimizer](
+            weight_groups(network, config.weight_decay), lr=config.peak_learning_rate
+        )
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self._open_run()
+
+    @property
+    def plain_network(self) -> StereoNetwork:
+        """The network without what a launcher wrapped round it."""
+        return self.accelerator.unwrap_model(self.network)
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.run_dir / 'checkpoint.pt'
+
+    def _open_run(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        config_path = self.run_dir / 'config.json'
+        asked = json.loads(self.config.model_dump_json())
+        if config_path.exists() and self.checkpoint_path.exists():
+            # Through the model, so that a run from before a key existed has its default.
+            before = TrainingConfig(**json.loads(config_path.read_text())).model_dump(mode='json')
+            differing = [
+                key
+                for key in sorted(set(before) | set(asked))
+                if before.get(key) != asked.get(key) and key not in _MAY_CHANGE
+            ]
+            if differing:
+                raise TrainingError(
+                    f'{self.run_dir} holds a run with another {", ".join(differing)}; '
+                    'resume it as it was, or give a new folder'
+                )
+            self._load_checkpoint()
+        if self.accelerator.is_main_process:
+            _write_atomically(config_path, json.dumps(asked, indent=2).encode())
+
+    def _load_checkpoint(self) -> None:
+        state = read_checkpoint(self.checkpoint_path)
+        self.plain_network.load_state_dict(state['network'])
+        self.ema.load_state_dict(state['ema'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        torch.set_rng_state(state['torch_rng'])
+        self.step = int(state['step'])
+        self.seconds = float(state['seconds'])
+        self.best_epe_px = float(state['best_epe_px'])
+
+    def save_checkpoint(self, name: str = 'checkpoint.pt') -> None:
+        """Write all that a resumed run needs; a kill leaves the old file or the new one."""
+        if not self.accelerator.is_main_process:
+            return
+        network = self.plain_network
+        save_atomically(
+            self.run_dir / name,
+            {
+                'configuration': network.configuration,
+                'network': network.state_dict(),
+                'ema': self.ema.state_dict(),
+                'optimizer': self.optimizer.state_dict(),
+                'torch_rng': torch.get_rng_state(),
+                'step': self.step,
+                'seconds': self.seconds,
+                'best_epe_px': self.best_epe_px,
+                'training': self.config.model_dump(),
+            },
+        )
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """Batches from the current step on, made ahead by one thread."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        accumulation = self.config.accumulation
+
+        def make(step: int) -> list[Batch]:
+            return [
+                make_batch(self.train_pairs, self.config, step * accumulation + part, rank, ranks)
+                for part in range(accumulation)
+            ]
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead: list[Future[list[Batch]]] = []
+            step = self.step
+            while step < self.config.steps:
+                while len(ahead) < 3 and step + len(ahead) < self.config.steps:
+                    ahead.append(pool.submit(make, step + len(ahead)))
+                yield ahead.pop(0).result()
+                step += 1
+
+    def run(self) -> dict[str, float]:
+        """Train to the end (or to SIGTERM/SIGINT, after a checkpoint); returns the metrics.
+
+        Raises:
+            TrainingError: the loss stayed non-finite; the last good checkpoint is kept and
+                the batch that broke it lies beside it as diverged_batch.pt.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = None
+        if self.accelerator.is_main_process:
+            writer = SummaryWriter(self.run_dir / 'tensorboard', purge_step=self.step)
+        previous = _catch_signals(self)
+        metrics: dict[str, float] = {}
+        bad_steps = 0
+        sums: dict[str, float] = {}
+        try:
+            for batches in self._batches():
+                start = time.perf_counter()
+                terms = self._train_step(batches)
+                self.seconds += time.perf_counter() - start
+                if terms is None:
+                    bad_steps += 1
+                    if bad_steps >= 5:
+                        self._report_divergence(batches)
+                    self.step += 1
+                    continue
+                bad_steps = 0
+                self.step += 1
+                for key, value in terms.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                last = self.step == self.config.steps
+                if self.step % self.config.log_every == 0 or last:
+                    self._log(
+                        writer, {f'train/{k}': v / self.config.log_every for k, v in sums.items()}
+                    )
+                    sums = {}
+                if self.progress:
+                    text = f'loss {terms["loss"]:.3f}'
+                    if math.isfinite(self.best_epe_px):
+                        text += f'  best EPE {self.best_epe_px:.3f} px'
+                    self.progress(self.step, text)
+                if self.step % self.config.validate_every == 0 or last:
+                    metrics = self.validate(writer)
+                if self.step % self.config.checkpoint_every == 0 or last or self._stop_requested:
+                    self.save_checkpoint()
+                if self._stop_requested:
+                    break
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if writer:
+                writer.close()
+        return metrics
+
+    def _train_step(self, batches: Sequence[Batch]) -> dict[str, float] | None:
+        """One optimiser step; None when it was skipped for a non-finite loss or gradient."""
+        rate = self.config.peak_learning_rate * learning_rate_share(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group['lr'] = rate
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for batch in batches:
+            batch = batch.to(self.accelerator.device)
+            normalize = self.plain_network.normalize
+            with self.accelerator.autocast():
+                output = self.network(
+                    normalize(batch.left.float()), normalize(batch.right.float())
+                )
+            loss, terms = self.loss(output, batch, self.step)
+            if not self._finite_everywhere(loss):
+                return None
+            self.accelerator.backward(loss / len(batches))
+            for key, value in {'loss': loss, **terms}.items():
+                sums[key] = sums.get(key, 0.0) + self._mean(value) / len(batches)
+        norm = self.accelerator.clip_grad_norm_(
+            self.network.parameters(), self.config.clip_gradient
+        )
+        if not self._finite_everywhere(norm):
+            return None
+        self.optimizer.step()
+        update_ema(self.ema, self.plain_network, self.config.ema_decay, self.step)
+        sums['gradient_norm'] = float(norm)
+        sums['learning_rate'] = rate
+        return sums
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the processes, so that the log is that of the whole batch."""
+        value = value.detach().float()
+        if self.accelerator.num_processes > 1:
+            value = self.accelerator.reduce(value, 'mean')
+        return float(value)
+
+    def _finite_everywhere(self, value: Tensor) -> bool:
+        """Whether no process has a NaN; they must skip a step together or wait for ever."""
+        return self._mean(torch.isfinite(value)) == 1.0
+
+    def _report_divergence(self, batches: Sequence[Batch]) -> None:
+        path = self.run_dir / 'diverged_batch.pt'
+        save_atomically(
+            path,
+            {'batches': [vars(batch) for batch in batches], 'step': self.step},
+        )
+        raise TrainingError(
+            f'loss or gradient was not finite for 5 steps in a row at step {self.step}; '
+            f'the last good checkpoint is kept in {self.checkpoint_path}, the batch lies in '
+            f'{path}. Lower peak_learning_rate or look at that batch.'
+        )
+
+    @torch.no_grad()
+    def validate(self, writer: Any = None) -> dict[str, float]:
+        """EPE and bad-3 of the EMA weights on the validation pairs, with preview pictures."""
+        if self.validation_pairs is None or not self.accelerator.is_main_process:
+            return {}
+        count = min(len(self.validation_pairs), self.config.validation_pairs)
+        results, rows = [], []
+        self.ema.eval()
+        for index in range(count):
+            pair = self.validation_pairs[index]
+            left, truth = pair.left, pair.disparity
+            predicted = predict(self.ema, left, pair.right)
+            results.append(disparity_metrics(predicted, truth, self.ema.max_disparity_px))
+            if index < 4:
+                top = float(np.nanmax(truth))
+                rows.append(
+                    picture_strip(
+                        [
+                            left,
+                            colorize_disparity(truth, top),
+                            colorize_disparity(predicted, top),
+                            colorize_error(predicted, truth),
+                        ],
+                        ['left', 'truth', 'prediction', 'error'],
+                    )
+                )
+        metrics = {
+            'validation/epe_px': float(np.mean([m.epe_px for m in results])),
+            'validation/bad1': float(np.mean([m.bad1 for m in results])),
+            'validation/bad3': float(np.mean([m.bad3 for m in results])),
+        }
+        picture = np.concatenate(rows, 0)
+        previews = self.run_dir / 'previews'
+        previews.mkdir(exist_ok=True)
+        cv2.imwrite(str(previews / f'{self.step:07d}.png'), picture[..., ::-1])
+        if writer:
+            writer.add_image('validation', picture, self.step, dataformats='HWC')
+        self._log(writer, metrics)
+        if metrics['validation/epe_px'] < self.best_epe_px:
+            self.best_epe_px = metrics['validation/epe_px']
+        return metrics
+
+    def _log(self, writer: Any, scalars: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        for key, value in scalars.items():
+            if writer:
+                writer.add_scalar(key, value, self.step)
+        line = {'step': self.step, 'seconds': round(self.seconds, 1), **scalars}
+        with open(self.run_dir / 'log.jsonl', 'a') as log:
+            log.write(json.dumps(line) + '\n')
+
+
+# A resumed run may be stretched, and may report otherwise, but must learn the same way.
+_MAY_CHANGE = {
+    'steps',
+    'log_every',
+    'validate_every',
+    'validation_pairs',
+    'checkpoint_every',
+    'initial_weights',
+}
+
+
+def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay for convolution weights alone: decaying a norm or a bias only shifts it."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    return [
+        {'params': decayed, 'weight_decay': weight_decay},
+        {'params': plain, 'weight_decay': 0.0},
+    ]
+
+
+def create_ema(network: StereoNetwork, device: torch.device) -> StereoNetwork:
+    """A frozen copy of the network that will follow it."""
+    import copy
+
+    ema = copy.deepcopy(network).to(device)
+    ema.requires_grad_(False)
+    return ema.eval()
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """ema += (1 - decay) * (network - ema), with a shorter memory while the run is young."""
+    decay = min(decay, (1.0 + step) / (10.0 + step))
+    theirs = network.state_dict()
+    floating = [(v, theirs[k]) for k, v in ema.state_dict().items() if v.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1.0 - decay)
+    for key, value in ema.state_dict().items():
+        if not value.is_floating_point():
+            value.copy_(theirs[key])
+
+
+@torch.no_grad()
+def predict(network: StereoNetwork, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Disparity (H, W) of one uint8 RGB pair of any size, padded as the export pads."""
+    device = next(network.parameters()).device
+    pair = [
+        torch.from_numpy(np.ascontiguousarray(image))[None].to(device) for image in (left, right)
+    ]
+    return ContractModel(network).eval()(*pair)[0][0].float().cpu().numpy()
+
+
+def save_atomically(path: Path, state: dict[str, Any]) -> None:
+    """`torch.save` that a kill cannot leave half done."""
+    partial = path.with_suffix(f'.{os.getpid()}.part')
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(f'.{os.getpid()}.part')
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """A checkpoint of this trainer, loaded without unpickling code.
+
+    Raises:
+        TrainingError: there is none, or the file is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TrainingError(f'there is no checkpoint {path}')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets
+        raise TrainingError(f'{path} is not a checkpoint that can be loaded: {error}') from error
+    if not isinstance(state, dict) or not {'configuration', 'network', 'ema'} <= set(state):
+        raise TrainingError(
+            f'{path} is a torch file but no checkpoint of this trainer '
+            '(it lacks configuration, network or ema)'
+        )
+    return state
+
+
+def load_network(path: Path | str, ema: bool = True) -> StereoNetwork:
+    """The network of a checkpoint or run folder, rebuilt from its configuration, in eval mode."""
+    path = Path(path)
+    state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
+    configuration = state['configuration']
+    network = build(configuration)
+    network.load_state_dict(state['ema' if ema else 'network'])
+    return network.eval()
+
+
+def load_weights(network: StereoNetwork, path: Path | str) -> None:
+    """Start `network` from the EMA weights of another run.
+
+    Raises:
+        TrainingError: the weights belong to another network.
+    """
+    path = Path(path)
+    state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
+    try:
+        network.load_state_dict(state['ema'])
+    except RuntimeError as error:
+        raise TrainingError(f'{path} does not fit this network: {error}') from error
+
+
+def _catch_signals(trainer: Trainer) -> dict[int, Any]:
+    """Ask for a checkpoint and a clean end on the first SIGINT or SIGTERM."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        if trainer._stop_requested:
+            raise KeyboardInterrupt
+        trainer._stop_requested = True
+
+    try:
+        return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        return {}
+
+
+class ConcatenatedPairs:
+    """Several pair sources as one; `split` keeps the last pairs of the first for measuring."""
+
+    def __init__(self, sources: Sequence[PairSource], indices: range | None = None) -> None:
+        self._sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in self._sources])
+        total = int(self._ends[-1]) if self._sources else 0
+        self._indices = indices if indices is not None else range(total)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Pair:
+        position = self._indices[index]
+        which = int(np.searchsorted(self._ends, position, side='right'))
+        start = int(self._ends[which - 1]) if which else 0
+        return self._sources[which][position - start]
+
+    def split(self, holdout: int) -> tuple[ConcatenatedPairs, ConcatenatedPairs]:
+        """All but the last `holdout` pairs, and those.
+
+        Raises:
+            TrainingError: nothing would be left to learn from.
+        """
+        count = len(self)
+        if holdout >= count:
+            raise TrainingError(
+                f'{count} pairs cannot spare {holdout} for measuring; generate more'
+            )
+        return (
+            ConcatenatedPairs(self._sources, self._indices[: count - holdout]),
+            ConcatenatedPairs(self._sources, self._indices[count - holdout :]),
+        )
