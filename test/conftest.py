@@ -1,0 +1,70 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: where the repository and the real data lie, and calm threads.
+
+Tests on real data take the fixture `data_dir`, which skips with a reason where the data
+is absent. Tests under `node/` and `hostile/` need rclpy and those under `training/` need
+torch; without them they are left out, which the report's header says.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before numpy, OpenCV and torch are imported: two threads are what the smallest machine
+# has, and more of them only fight.
+for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+    os.environ.setdefault(variable, '2')
+# Node tests talk to themselves only, whatever else runs on this machine.
+os.environ.setdefault('ROS_DOMAIN_ID', str(os.getpid() % 100 + 1))
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+# What an earlier run measured on this machine must not decide what a test sees.
+_CACHE = tempfile.TemporaryDirectory(prefix='stereo_kd_cache_')
+os.environ['STEREO_KD_CACHE'] = _CACHE.name
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+settings.register_profile('default', deadline=None, max_examples=50, derandomize=True)
+settings.load_profile('default')
+
+NEEDS = {'node': 'rclpy', 'hostile': 'rclpy', 'training': 'torch'}
+ABSENT = {
+    folder: module for folder, module in NEEDS.items() if not importlib.util.find_spec(module)
+}
+collect_ignore = sorted(ABSENT)
+
+
+def pytest_report_header() -> list[str]:
+    return [f'not collected: test/{f}, as {m} is not installed' for f, m in ABSENT.items()]
+
+
+@pytest.fixture(scope='session')
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> Path:
+    """Real stereo pairs with ground truth: $STEREO_KD_DATA or ../shared/data."""
+    path = Path(os.environ.get('STEREO_KD_DATA', REPOSITORY.parent / 'shared' / 'data'))
+    if not path.is_dir():
+        pytest.skip(f'no real data at {path} (set STEREO_KD_DATA)')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def whole_floats() -> Iterator[None]:
+    """Gives the next test its denormals back: training commands flush them to zero for speed."""
+    yield
+    if torch := sys.modules.get('torch'):
+        torch.set_flush_denormal(False)

@@ -1,0 +1,183 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: real subjects in turn, an honest floor, and a guard that fails when slower."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from tiny_models import write_block_matcher
+from typer.testing import CliRunner
+
+from stereo_kd_ros.benchmark import (
+    FIRST_EPE_SEED,
+    BenchmarkError,
+    Peak,
+    Subject,
+    benchmark,
+    compare_with,
+    floor_ms,
+    measure_epe,
+    open_peer,
+    read_report,
+    time_in_turn,
+    write_report,
+)
+from stereo_kd_ros.commands.main import app
+from stereo_kd_ros.procedural import render_pair
+
+ROW_KEYS = {
+    'subject', 'provider', 'width', 'height', 'threads', 'p50_ms', 'p99_ms', 'fps', 'floor_ms',
+    'epe',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return write_block_matcher(tmp_path_factory.mktemp('models') / 'tiny.onnx', 8)
+
+
+@pytest.fixture(scope='module')
+def report(model):
+    return benchmark(
+        [str(model)], ['cpu', 'tensorrt'], ['bm'], [(256, 64)], [1], runs=3, epe_pairs=2
+    )
+
+
+def test_every_subject_has_a_row_that_says_what_ran(report):
+    assert [row['subject'] for row in report['rows']] == ['bm', 'block_matcher']
+    for row in report['rows']:
+        assert not ROW_KEYS - set(row)
+        assert 0 < row['min_ms'] <= row['p50_ms'] <= row['p99_ms']
+        assert row['fps'] == pytest.approx(1e3 / row['p50_ms'], rel=0.01)
+        assert (row['width'], row['height'], row['threads'], row['runs']) == (256, 64, 1, 3)
+    assert report['rows'][0]['ratio_to_reference'] == 1.0
+    assert report['rows'][1]['provider'] == 'cpu'
+    assert report['peak'][0]['gmacs_per_second'] > 0.1
+    assert report['machine']['processor']
+
+
+def test_a_provider_that_does_not_load_is_told_not_measured(report):
+    assert [item['provider'] for item in report['skipped']] == ['tensorrt']
+    assert report['skipped'][0]['reason']
+
+
+def test_subjects_run_in_turn_and_the_warm_up_is_not_counted():
+    order: list[str] = []
+    subjects = [Subject(name, 'test', lambda *_, name=name: order.append(name)) for name in 'ab']
+    image = np.zeros((4, 4, 3), np.uint8)
+    times = time_in_turn(subjects, image, image, runs=3)
+    assert order == ['a', 'a', 'b', 'b', 'a', 'b', 'a', 'b', 'a', 'b']
+    assert [len(taken) for taken in times] == [3, 3]
+
+
+def test_the_floor_is_the_larger_of_arithmetic_and_traffic():
+    def nothing(*_):
+        return None
+
+    subject = Subject('net', 'cpu', nothing, macs_640x480=3_000_000_000, weight_bytes=0)
+    fast_memory = Peak(2, gmacs_per_second=100.0, gigabytes_per_second=1e6)
+    assert floor_ms(subject, 640, 480, fast_memory) == pytest.approx(30.0)
+    assert floor_ms(subject, 1280, 960, fast_memory) == pytest.approx(120.0)
+    # 14 bytes a pixel through 0.001 GB/s, whatever the arithmetic.
+    slow_memory = Peak(2, gmacs_per_second=1e9, gigabytes_per_second=1e-3)
+    assert floor_ms(subject, 100, 10, slow_memory) == pytest.approx(14.0)
+    assert floor_ms(Subject('sgbm', 'opencv', nothing), 640, 480, fast_memory) is None
+
+
+def test_the_error_is_that_against_the_exact_truth(report):
+    assert report['epe_pairs'] == 2
+    # Both match blocks; neither is near perfect on pairs this small, nor far off.
+    for row in report['rows']:
+        assert 0 < row['epe'] < 40
+
+
+def test_errors_are_pooled_over_pairs_and_left_out_without_a_disparity():
+    truths = [
+        render_pair(seed, 64, 128, 64).disparity for seed in (FIRST_EPE_SEED, FIRST_EPE_SEED + 1)
+    ]
+    answers = iter((truths[0] + 1, truths[1] - 3))
+    subjects = [
+        Subject('off', 'test', lambda *_: None, disparity=lambda *_: next(answers)),
+        Subject('mute', 'test', lambda *_: None),
+    ]
+    counted = [((truth > 0) & np.isfinite(truth)).sum() for truth in truths]
+    off, mute = measure_epe(subjects, 128, 64, 2)
+    assert off == pytest.approx((counted[0] * 1 + counted[1] * 3) / sum(counted), rel=1e-5)
+    assert mute is None
+    assert measure_epe(subjects, 128, 64, 0) == [None, None]
+
+
+def test_a_network_of_others_is_a_peer(tmp_path):
+    onnx = pytest.importorskip('onnx', reason='builds its network with onnx')
+    one = onnx.helper.make_tensor_value_info('input', 1, ['n', 'h', 'w', 2])
+    answer = onnx.helper.make_tensor_value_info('out', 1, ['n', 'h', 'w', 1])
+    node = onnx.helper.make_node('ReduceMax', ['input'], ['out'], axes=[3])
+    opset = [onnx.helper.make_opsetid('', 17)]
+    graph = onnx.helper.make_graph([node], 'tiny', [one], [answer])
+    network = onnx.helper.make_model(graph, opset_imports=opset)
+    network.ir_version = 8
+    path = tmp_path / 'tiny.onnx'
+    onnx.save(network, path)
+    report = benchmark(
+        [], peers=[f'hitnet={path}', 'bm'], sizes=[(128, 64)], threads=[1], runs=3, epe_pairs=1
+    )
+    assert report['reference'] == 'hitnet'
+    assert (report['rows'][0]['subject'], report['rows'][0]['provider']) == ('hitnet', 'cpu')
+    # It answers with a brightness in [0, 1], so its error is about the mean disparity.
+    mean = render_pair(FIRST_EPE_SEED, 64, 128, 64).disparity.mean()
+    assert mean - 1 <= report['rows'][0]['epe'] <= mean
+
+
+def test_the_guard_names_what_got_slower(report, tmp_path):
+    path = tmp_path / 'report.json'
+    write_report(report, path)
+    before = read_report(path)
+    assert compare_with(report, before) == []
+    faster_before = copy.deepcopy(before)
+    faster_before['rows'][1]['ratio_to_reference'] /= 2
+    (sentence,) = compare_with(report, faster_before)
+    assert 'block_matcher on cpu at 256x64' in sentence
+    other = copy.deepcopy(before)
+    other['rows'][1]['width'] = 1
+    with pytest.raises(BenchmarkError, match='in common'):
+        compare_with(report, other)
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path):
+    path = tmp_path / 'x.json'
+    path.write_text('[1]')
+    with pytest.raises(BenchmarkError, match='no benchmark report'):
+        read_report(path)
+    with pytest.raises(BenchmarkError, match='cannot be read'):
+        read_report(tmp_path / 'absent.json')
+
+
+def test_unknown_peers_and_nothing_to_measure_are_errors():
+    with pytest.raises(BenchmarkError, match="no peer 'sgm'"):
+        open_peer('sgm', 1)
+    with pytest.raises(BenchmarkError, match='nothing to measure'):
+        benchmark(['no_such_model'], peers=[], sizes=[(64, 64)], threads=[1], runs=3)
+
+
+def test_the_command_writes_json_and_fails_when_slower(model, tmp_path):
+    path = tmp_path / 'bench.json'
+    common = ['bench', '--models', str(model), '--peers', 'bm', '--sizes', '128x64',
+              '--threads', '1', '--runs', '3']  # fmt: skip
+    result = CliRunner().invoke(app, [*common, '--json', str(path)])
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    written['rows'][1]['ratio_to_reference'] = 1e-6
+    path.write_text(json.dumps(written))
+    result = CliRunner().invoke(app, [*common, '--check', str(path)])
+    assert result.exit_code == 1
+    assert 'slower' in result.output
+
+
+@pytest.mark.parametrize('option', [['--sizes', '640'], ['--threads', 'two']])
+def test_misuse_is_explained(option, model):
+    result = CliRunner().invoke(app, ['bench', '--models', str(model), *option])
+    assert result.exit_code == 2

@@ -1,0 +1,95 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Both bindings in the real ONNX Runtime; the device's buffers lie in the computer's memory."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from stereo_kd_ros.binding import SIZES_KEPT, DeviceBinding, HostBinding
+
+pytest.importorskip('onnx', reason='builds its models with onnx')
+from contract_models import difference_model
+
+
+@pytest.fixture(scope='module')
+def session(tmp_path_factory):
+    path = difference_model(tmp_path_factory.mktemp('models') / 'difference.onnx')
+    return onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+
+
+def random_pair(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+
+
+def expected(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.abs((left.astype(float) - right.astype(float)).mean(axis=2))
+
+
+@pytest.fixture(params=['host', 'device', 'device with graphs'])
+def binding(request, session):
+    if request.param == 'host':
+        return HostBinding(session)
+    return DeviceBinding(session, 'cpu', cuda_graph=request.param.endswith('graphs'))
+
+
+def test_sizes_come_and_go(binding):
+    for turn in range(3):
+        for step in range(SIZES_KEPT + 3):
+            left, right = random_pair(10 + step, 20, seed=100 * turn + step)
+            disparity, confidence = binding.run(left, right)
+            np.testing.assert_allclose(disparity, expected(left, right), atol=1e-3)
+            np.testing.assert_allclose(confidence, disparity / 255, atol=1e-5)
+
+
+def test_a_result_stays_what_it_was(binding):
+    first = binding.run(*random_pair(16, 16, seed=1))
+    before = [array.copy() for array in first]
+    for seed in range(3):
+        binding.run(*random_pair(16, 16, seed=seed))
+    for array, kept in zip(first, before):
+        np.testing.assert_array_equal(array, kept)
+
+
+def test_views_are_taken(binding):
+    left, right = random_pair(20, 30)
+    left, right = left[::2, 5:25], right[::-2, 5:25, ::-1]
+    np.testing.assert_allclose(binding.run(left, right)[0], expected(left, right), atol=1e-3)
+
+
+def test_threads_do_not_mix_their_pairs(binding):
+    failures = []
+
+    def work(seed: int) -> None:
+        left, right = random_pair(12, 14, seed)
+        for _ in range(30):
+            if not np.allclose(binding.run(left, right)[0], expected(left, right), atol=1e-3):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_the_device_keeps_a_bounded_number_of_sizes(session):
+    binding = DeviceBinding(session, 'cpu')
+    for height in range(10, 30):
+        binding.run(*random_pair(height, 8))
+    assert len(binding._buffers) == SIZES_KEPT
+
+
+def test_every_recorded_graph_has_a_number_and_keeps_its_buffers(session):
+    binding = DeviceBinding(session, 'cpu', cuda_graph=True)
+    numbers = []
+    for height in range(10, 12 + SIZES_KEPT):
+        binding.run(*random_pair(height, 8))
+        numbers.append(binding._of_size(height, 8).options.get_run_config_entry('gpu_graph_id'))
+    assert numbers == ['1', '2', '3', '4', '-1', '-1']
+    assert [size[0] for size in binding._buffers] == [10, 11, 12, 13]

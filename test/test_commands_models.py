@@ -1,0 +1,45 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`stereo-kd models` lists what there is and prints what a model says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import write_block_matcher
+from typer.testing import CliRunner
+
+from stereo_kd_ros.commands.main import app
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_block_matcher(tmp_path / 'matcher_nano.onnx', max_disparity_px=24)
+    write_block_matcher(tmp_path / 'silent.onnx', with_manifest=False)
+    monkeypatch.setenv('STEREO_KD_MODELS', str(tmp_path))
+    return tmp_path
+
+
+def test_lists_models_with_and_without_manifest(folder: Path) -> None:
+    result = CliRunner().invoke(app, ['models'], env={'COLUMNS': '160'})
+
+    assert result.exit_code == 0, result.output
+    assert 'matcher_nano' in result.output
+    assert '0 .. 24' in result.output
+    assert 'no manifest' in result.output
+
+
+def test_prints_the_manifest_of_one(folder: Path) -> None:
+    result = CliRunner().invoke(app, ['models', 'nano'])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)['max_disparity_px'] == 24
+
+
+def test_an_unknown_model_lists_what_there_is(folder: Path) -> None:
+    result = CliRunner().invoke(app, ['models', 'huge'])
+
+    assert result.exit_code == 1
+    assert 'matcher_nano' in result.output

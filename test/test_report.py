@@ -1,0 +1,117 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report: complete in itself, well-formed, and safe with any name."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stereo_kd_ros.evaluation import FIGURES, RANGE_BINS_M
+from stereo_kd_ros.report import Picture, write_html
+
+VOID = {'meta', 'img'}
+
+
+class _Balance(HTMLParser):
+    """Collects tags and checks that what opens closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [value or '' for name, value in attrs if name in ('src', 'href')]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _model(name: str, epe_px: float | None) -> dict[str, object]:
+    ranges = [
+        {'from_m': low, 'to_m': high, 'pixels': 10, 'epe_px': epe_px, 'mae_m': 0.1}
+        for low, high in itertools.pairwise(RANGE_BINS_M)
+    ]
+    figures = dict.fromkeys(FIGURES) | {'pairs': 3, 'epe_px': epe_px, 'p50_ms': 12.5}
+    return {'name': name, **figures, 'ranges': ranges if epe_px is not None else []}
+
+
+def _report(*models: dict[str, object]) -> dict[str, object]:
+    return {
+        'bag': {'name': 'drive <1>', 'sha256': 'ab' * 32},
+        'topics': {'left_image': '/left/image_rect'},
+        'pairs_in_bag': 3,
+        'unpaired': {'unmatched_left': 2},
+        'image_size': [64, 48],
+        'camera': {'fx_px': 100.0, 'baseline_m': 0.1},
+        'rectified_topics': False,
+        'machine': {'cpu': 'test', 'cores': 2},
+        'models': list(models),
+        'gate': {
+            'condition': 'bad3<5',
+            'passed': False,
+            'models': {'<b>': {'passed': False, 'absent': ['bad3']}},
+        },
+    }
+
+
+def _lines(values: list[float]) -> list[dict[str, object]]:
+    return [
+        {
+            'index': index,
+            'inference_ms': value,
+            'left_right_percent': value,
+            'truth': {'disparity': {'epe_px': value}} if index else None,
+        }
+        for index, value in enumerate(values)
+    ]
+
+
+def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[..., 0] = 250
+    write_html(
+        tmp_path / 'report.html',
+        _report(_model('<b>', 1.25), _model('other', None)),
+        {'<b>': _lines([1.0, 2.0, 3.0]), 'other': _lines([4.0])},
+        [Picture(pixels, 'pair 0 & more')],
+    )
+    page = (tmp_path / 'report.html').read_text()
+    parser = _Balance()
+    parser.feed(page)
+
+    assert parser.open == []
+    assert all(link.startswith('data:image/jpeg;base64,') for link in parser.links)
+    assert 'script' not in parser.seen and 'http' not in page
+    assert '&lt;b&gt;' in page and '<b>:' not in page
+    assert '1.250' in page and 'not measured: bad3' in page and 'may not be rectified' in page
+    assert parser.seen.count('polyline') >= 3
+    encoded = base64.b64decode(parser.links[0].split(',', 1)[1])
+    picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert picture[10, 15].tolist() == pytest.approx([0, 0, 250], abs=6)
+
+
+def test_curves_stay_inside_their_plots(tmp_path: Path) -> None:
+    lines = {'m': _lines([0.0, 1e6, 5.0, 0.001])}
+    write_html(tmp_path / 'report.html', _report(_model('m', 1.0)), lines)
+    page = (tmp_path / 'report.html').read_text()
+
+    for points in re.findall(r'<polyline points="([^"]+)"', page):
+        for point in points.split():
+            across, down = map(float, point.split(','))
+            assert 0 <= across <= 560 and 0 <= down <= 190

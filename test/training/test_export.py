@@ -1,0 +1,149 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Export: the file answers what the network answers, at any size, or it is not written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='training needs torch')
+pytest.importorskip('onnx', reason='export needs onnx')
+
+from tiny_kestrel import TINY  # noqa: E402
+
+from stereo_kd_ros.engine import StereoEngine  # noqa: E402
+from stereo_kd_ros.model import read_manifest  # noqa: E402
+from stereo_kd_training.datasets.procedural import PoolManifest  # noqa: E402
+from stereo_kd_training.export import (  # noqa: E402
+    ExportError,
+    build_manifest,
+    check_parity,
+    example_pair,
+    export_network,
+    training_sources,
+)
+from stereo_kd_training.networks import StereoNetwork, StereoOutput, create  # noqa: E402
+from stereo_kd_training.train import predict  # noqa: E402
+
+SIZES = ((64, 96), (70, 101), (97, 64))
+
+
+@pytest.fixture(scope='module')
+def network() -> StereoNetwork:
+    torch.manual_seed(1)
+    return create('kestrel', **TINY).eval()
+
+
+@pytest.fixture(scope='module')
+def exported(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp('export') / 'tiny.onnx'
+    report = export_network(network, path, sizes=SIZES)
+    return path, report
+
+
+def test_parity_holds_at_multiples_and_other_sizes(exported):
+    _, report = exported
+    assert [(p.height, p.width) for p in report] == list(SIZES)
+    assert all(p.max_difference_px <= 0.05 for p in report)
+
+
+def test_the_engine_answers_as_the_network_does(exported, network):
+    path, _ = exported
+    left, right = (image[0] for image in example_pair(75, 110, seed=4))
+    result = StereoEngine(path, provider='cpu', threads=1).infer(left, right)
+    expected = predict(network, left, right)
+    assert result.disparity.shape == (75, 110)
+    assert np.median(np.abs(result.disparity - expected)) < 1e-3
+
+
+def test_a_batch_is_answered_pair_by_pair(exported, network):
+    path, _ = exported
+    (parity,) = check_parity(path, network, [(64, 96)], batch=3)
+    assert parity.max_difference_px <= 0.05
+
+
+def test_the_manifest_travels_in_the_file(exported, network):
+    path, _ = exported
+    manifest = read_manifest(path)
+    assert manifest.network == 'kestrel'
+    assert manifest.parameters == network.parameter_count()
+    assert manifest.max_disparity_px == 64
+    assert len(manifest.weights_sha256) == 64
+    assert manifest.exporter['torch'] == torch.__version__
+
+
+def test_the_manifest_hash_follows_the_weights(network):
+    torch.manual_seed(2)
+    other = create('kestrel', **TINY)
+    assert build_manifest(network, 'a').weights_sha256 != build_manifest(other, 'a').weights_sha256
+
+
+class FixedSize(StereoNetwork):
+    """A network that traces its height as a number, as careless code does."""
+
+    stride = 8
+    max_disparity_px = 16.0
+
+    def forward(self, left, right):
+        rows = torch.arange(int(left.shape[2]), dtype=torch.float32).view(1, -1, 1)
+        mean = (left - right).abs().mean(1)
+        return StereoOutput(disparity=mean + rows)
+
+
+class OneEye(StereoNetwork):
+    stride = 8
+    max_disparity_px = 16.0
+
+    def forward(self, left, right):
+        return StereoOutput(disparity=left.abs().mean(1))
+
+
+def test_a_network_that_bakes_in_a_size_is_not_written(tmp_path):
+    path = tmp_path / 'fixed.onnx'
+    with pytest.raises(ExportError):
+        export_network(FixedSize(), path, sizes=SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_ignores_an_eye_is_not_written(tmp_path):
+    path = tmp_path / 'one_eye.onnx'
+    with pytest.raises(ExportError, match='right'):
+        export_network(OneEye(), path, sizes=SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_static_variant_takes_its_one_size(network, tmp_path):
+    path = tmp_path / 'static.onnx'
+    report = export_network(network, path, fixed_size=(70, 101))
+    assert [(p.height, p.width) for p in report] == [(70, 101)]
+
+
+def test_the_manifest_names_every_texture_licence_once():
+    texture = {'name': 'walls, CC0-1.0', 'source': 'walls', 'licence': 'CC0-1.0'}
+    pools = [
+        PoolManifest(10, 288, 576, seed, 192.0, (0.1, 0.6), textures=[texture]) for seed in (1, 2)
+    ]
+    sources = training_sources(pools)
+    assert [source['name'] for source in sources] == [
+        'procedural scenes', 'walls, CC0-1.0', 'procedural scenes',
+    ]  # fmt: skip
+    assert sources[1]['licence'] == 'CC0-1.0'
+    assert [source['seed'] for source in sources if 'seed' in source] == [1, 2]
+
+
+def test_one_pixel_beyond_the_tolerance_is_enough_to_refuse(network, tmp_path, monkeypatch):
+    honest = check_parity
+
+    def one_pixel_off(path, network, sizes, batch=1):
+        return [
+            replace(p, max_difference_px=0.051, off_fraction=1e-6)
+            for p in honest(path, network, sizes, batch)
+        ]
+
+    monkeypatch.setattr('stereo_kd_training.export.check_parity', one_pixel_off)
+    with pytest.raises(ExportError, match=r'allowed 0\.05 px'):
+        export_network(network, tmp_path / 'off.onnx', sizes=SIZES[:1])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,114 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kestrel's parts against their definitions, and the network as a whole."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip('torch', reason='training needs torch')
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from tiny_kestrel import TINY  # noqa: E402
+
+from stereo_kd_training.networks import NetworkError, create  # noqa: E402
+from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    convex_upsample,
+    correlation_volume,
+    window_regression,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    width=st.integers(1, 12),
+    height=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    hypotheses=st.integers(1, 14),
+    seed=st.integers(0, 1000),
+)
+def test_volume_is_the_inner_product_of_x_with_x_minus_d(
+    width, height, channels, hypotheses, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(2, channels, height, width, generator=generator)
+    right = torch.randn(2, channels, height, width, generator=generator)
+    volume = correlation_volume(left, right, hypotheses)
+    assert volume.shape == (2, hypotheses, height, width)
+    for k in range(hypotheses):
+        disparity = hypotheses - 1 - k
+        for x in range(width):
+            expected = torch.zeros(2, height)
+            if x - disparity >= 0:
+                expected = (left[..., x] * right[..., x - disparity]).sum(1)
+            torch.testing.assert_close(volume[:, k, :, x], expected)
+
+
+def test_a_shifted_texture_peaks_at_its_shift():
+    texture = torch.nn.functional.normalize(torch.randn(1, 16, 5, 60), dim=1)
+    shift, hypotheses = 7, 16
+    left, right = texture[..., :40], texture[..., shift : shift + 40]
+    volume = correlation_volume(left, right, hypotheses)
+    best = hypotheses - 1 - volume.argmax(1)
+    assert (best[..., shift:] == shift).all()
+
+
+def test_window_regression_interpolates_and_ignores_the_far_mode():
+    logits = torch.full((1, 10, 1, 1), -30.0)
+    logits[0, 3], logits[0, 4] = 0.0, 0.0  # a surface half way between 3 and 4
+    logits[0, 9] = -0.1  # another one, nearly as likely
+    value, mass = window_regression(logits, torch.arange(10.0), 2)
+    assert value.item() == pytest.approx(3.5, abs=1e-5)
+    likelihood_far = torch.exp(torch.tensor(-0.1)).item()
+    assert mass.item() == pytest.approx(2 / (2 + likelihood_far), abs=1e-5)
+
+
+def test_convex_upsampling_keeps_a_constant_and_stays_between_neighbours():
+    weights = torch.randn(1, 9 * 16, 4, 5) * 3
+    constant = torch.full((1, 1, 4, 5), 7.25)
+    torch.testing.assert_close(
+        convex_upsample(constant, weights, 4), torch.full((1, 1, 16, 20), 7.25)
+    )
+    coarse = torch.rand(1, 1, 4, 5)
+    fine = convex_upsample(coarse, weights, 4)
+    assert fine.min() >= coarse.min() - 1e-6 and fine.max() <= coarse.max() + 1e-6
+
+
+def test_convex_upsampling_puts_each_fine_pixel_in_its_own_cell():
+    coarse = torch.arange(12.0).view(1, 1, 3, 4)
+    weights = torch.full((1, 9, 16, 3, 4), -10.0)
+    weights[:, 4] = 10.0  # the middle of the 3x3 neighbourhood takes all
+    fine = convex_upsample(coarse, weights.flatten(1, 2), 4)
+    expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(fine, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (32, 160)])
+def test_output_has_the_size_of_the_input_and_both_eyes_matter(size):
+    torch.manual_seed(0)
+    network = create('kestrel', **TINY).eval()
+    left, right = torch.randn(2, 3, *size), torch.randn(2, 3, *size)
+    with torch.no_grad():
+        output = network(left, right)
+        other = network(left, torch.roll(right, 9, -1))
+    assert output.disparity.shape == output.confidence.shape == (2, *size)
+    assert output.disparity.min() >= 0 and output.disparity.max() <= 60
+    assert ((output.confidence >= 0) & (output.confidence <= 1)).all()
+    assert (output.disparity - other.disparity).abs().max() > 0.1
+
+
+def test_the_small_kestrel_has_the_size_it_is_described_with():
+    assert create('kestrel').parameter_count() == 473_698
+
+
+def test_a_range_that_is_no_multiple_of_four_is_refused():
+    with pytest.raises(NetworkError, match='multiple of 4'):
+        create('kestrel', max_disparity_px=190)
+
+
+def test_unknown_names_and_options_are_explained():
+    with pytest.raises(NetworkError, match="did you mean 'kestrel'"):
+        create('kestral')
+    with pytest.raises(NetworkError, match='wings'):
+        create('kestrel', wings=2)

@@ -1,0 +1,96 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`stereo-kd-train` from nothing to a file that the runtime runs."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+torch = pytest.importorskip('torch', reason='training needs torch')
+
+from typer.testing import CliRunner  # noqa: E402
+
+from stereo_kd_ros.engine import StereoEngine  # noqa: E402
+from stereo_kd_ros.model import read_manifest  # noqa: E402
+from stereo_kd_ros.procedural import render_pair  # noqa: E402
+from stereo_kd_training.main import app  # noqa: E402
+
+CONFIG = """
+network: kestrel
+options:
+  {stem: 8, encoder: [8, 8, 8], matching: 8, context: 8, aggregation: [16, 16, 16, 16],
+   blocks: [1, 1, 1, 1], max_disparity_px: 64}
+steps: 4
+batch_size: 2
+crop_height: 64
+crop_width: 96
+validate_every: 2
+validation_pairs: 1
+precision: 'no'
+"""
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_scenes_to_training_to_a_file_the_runtime_runs(tmp_path):
+    pool, folder, model = tmp_path / 'pool', tmp_path / 'run', tmp_path / 'tiny.onnx'
+    config = tmp_path / 'tiny.yaml'
+    config.write_text(CONFIG)
+    result = run('generate', '-o', pool, '--pairs', 6, '--height', 96, '--width', 160,
+                 '--workers', 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    result = run('train', folder, '--pool', pool, '-c', config, '--holdout', 2, '--threads', 1)
+    assert result.exit_code == 0, result.output
+    assert {'checkpoint.pt', 'config.json', 'log.jsonl', 'tensorboard', 'previews'} <= set(
+        os.listdir(folder)
+    )
+    result = run('export', folder, '-o', model, '--pool', pool, '--version', '1.2.3')
+    assert result.exit_code == 0, result.output
+
+    manifest = read_manifest(model)
+    assert (manifest.name, manifest.version, manifest.licence) == ('tiny', '1.2.3', 'Apache-2.0')
+    assert manifest.training_data[0]['name'] == 'procedural scenes'
+    assert manifest.training_data[0]['pairs'] == 6
+    assert manifest.extra['steps'] == 4
+    assert manifest.macs_640x480 > 1e6
+    pair = render_pair(0, 90, 150)
+    answer = StereoEngine(model, provider='cpu', threads=1).infer(pair.left, pair.right)
+    assert answer.disparity.shape == (90, 150)
+
+
+def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):
+    config = tmp_path / 'wrong.yaml'
+    config.write_text('networc: kestrel\n')
+    pool = tmp_path / 'pool'
+    run('generate', '-o', pool, '--pairs', 3, '--height', 64, '--width', 96, '--workers', 1)
+    result = run('train', tmp_path / 'run', '--pool', pool, '-c', config)
+    assert result.exit_code == 1
+    assert "networc: unknown key; did you mean 'network'?" in result.output.replace('\n', ' ')
+    result = run('train', tmp_path / 'run', '--pool', tmp_path / 'absent')
+    assert result.exit_code == 1 and 'absent' in result.output.replace('\n', '')
+
+
+def test_exporting_what_is_no_run_names_it(tmp_path):
+    result = run('export', tmp_path, '-o', tmp_path / 'x.onnx')
+    assert result.exit_code == 1 and 'checkpoint' in result.output
+
+
+def test_networks_are_listed_for_people_and_programs():
+    result = run('networks', '--json')
+    assert result.exit_code == 0, result.output
+    rows = {row['name']: row for row in json.loads(result.output)}
+    assert rows['kestrel']['parameters'] == 473_698
+    assert set(rows['kestrel']) == {'name', 'parameters', 'macs_640x480', 'source'}
+    assert run('networks').exit_code == 0
