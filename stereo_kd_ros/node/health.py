@@ -21,6 +21,8 @@ from stereo_kd_ros.node.inputs import TOPICS
 from stereo_kd_ros.node.silence import NO_FAULT, Observation, Silence, explain
 
 if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
+
     from stereo_kd_ros.node.stereo_node import StereoNode
 
 
@@ -49,9 +51,11 @@ class HealthReport:
     def _report(self) -> None:
         node = self._node
         try:
+            # The stamp comes first: nothing in the report is older than it says.
+            stamp = node.get_clock().now().to_msg()
             counts = node.counts()
             self._watch_silence(counts)
-            self._publish_diagnostics(counts)
+            self._publish_diagnostics(counts, stamp)
         except Exception as error:  # a report that fails must not end the node
             node.get_logger().error(f'health report: {type(error).__name__}: {error}')
 
@@ -101,9 +105,9 @@ class HealthReport:
             max_age_s=node.settings.max_age,
         )
 
-    def _publish_diagnostics(self, counts: Counter[str]) -> None:
+    def _publish_diagnostics(self, counts: Counter[str], stamp: Time) -> None:
         array = DiagnosticArray()
-        array.header.stamp = self._node.get_clock().now().to_msg()
+        array.header.stamp = stamp
         array.status = [
             self._pipeline_status(counts),
             self._input_status(),

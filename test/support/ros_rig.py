@@ -274,9 +274,24 @@ class Rig:
             wait_until(lambda topic=topic: matched(self.node, topic))
 
     def status(self, part: str) -> Any:
-        """Returns the next diagnostics status of a part."""
+        """Returns a diagnostics status of a part that was made after this call.
+
+        A report on its way was made before it, so the stamp decides; the second report
+        counts where simulated time stands still.
+        """
         seen = len(self.diagnostics.messages)
-        wait_until(lambda: len(self.diagnostics.messages) > seen)
+        asked_ns = self.node.get_clock().now().nanoseconds
+
+        def answered() -> bool:
+            stamp = (
+                self.diagnostics.messages[-1].header.stamp if self.diagnostics.messages else None
+            )
+            return (
+                len(self.diagnostics.messages) >= seen + 2
+                and stamp.sec * 1_000_000_000 + stamp.nanosec >= asked_ns
+            )
+
+        wait_until(answered)
         for status in self.diagnostics.messages[-1].status:
             if status.name.endswith(f': {part}'):
                 return status
