@@ -16,6 +16,7 @@ Depth maps are coded after REP 117: NaN has no measurement, -Inf is nearer than 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,10 @@ MAX_BASELINE_M = 1e4
 FOCAL_RANGE_PX = (1e-2, 1e6)
 MAX_PRINCIPAL_POINT_PX = 1e6
 MILLIMETRES_MAX = 65535
+# Steps of `calibration_hash`. Powers of two, because the border between two steps is then a number
+# of seven decimals, which no calibration file holds: rounding noise does not cross it.
+_HASH_STEP_PX = 2.0**-6
+_HASH_STEP_M = 2.0**-16
 
 
 class CalibrationError(ValueError):
@@ -318,6 +323,30 @@ class StereoCamera:
         np.multiply(z, rows[:, np.newaxis], out=cloud[..., 1])
         cloud[..., 2] = z
         return cloud
+
+
+def calibration_hash(camera: StereoCamera) -> str:
+    """Sixteen hexadecimal digits that are the same for the same calibration.
+
+    Covers size, focal lengths, principal point, cx offset and baseline, in steps of 1/64 px and
+    15 micrometres, so that a calibration survives a YAML file, a CameraInfo and single precision.
+    """
+    lengths_px = (camera.fx, camera.fy, camera.cx_left, camera.cy, camera.cx_offset_px)
+    steps = [round(length / _HASH_STEP_PX) for length in lengths_px]
+    steps.append(round(camera.baseline_m / _HASH_STEP_M))
+    described = ' '.join(str(value) for value in (camera.width, camera.height, *steps))
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def calibration_record(camera: StereoCamera) -> dict[str, float | str]:
+    """What a model's manifest says of the camera it was made for: `hash` and what people read."""
+    return {
+        'hash': calibration_hash(camera),
+        'fx': round(camera.fx, 3),
+        'baseline_m': round(camera.baseline_m, 5),
+        'width': camera.width,
+        'height': camera.height,
+    }
 
 
 def depth_to_millimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -48,6 +48,7 @@ class Manifest:
         name: Of the model, e.g. `kestrel_small`.
         version: Of the model, semantic.
         network: The registered network it was exported from.
+        configuration: Name, options and pruned widths that rebuild that network, {} if unknown.
         parameters: Trainable values.
         macs_640x480: Multiply-accumulates of one 640x480 pair.
         min_disparity_px: Smallest disparity it answers.
@@ -63,12 +64,14 @@ class Manifest:
         stride: The graph pads to multiples of it.
         licence: SPDX identifier of the weights.
         calibration_sha256: Of the images an INT8 variant was calibrated with, or None.
+        calibration: The camera it was adapted to, or None: `camera.calibration_record`.
         extra: Whatever else the JSON held.
     """
 
     name: str
     version: str = '0.0.0'
     network: str = ''
+    configuration: dict[str, Any] = field(default_factory=dict)
     parameters: int = 0
     macs_640x480: int = 0
     min_disparity_px: float = 0.0
@@ -84,6 +87,7 @@ class Manifest:
     stride: int = 1
     licence: str = ''
     calibration_sha256: str | None = None
+    calibration: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,12 @@ class Manifest:
                     f"the manifest key 'input_limits' holds {key!r}: {value!r}, expected a whole "
                     'number of pixels above 0'
                 )
+
+        if self.calibration is not None and not isinstance(self.calibration.get('hash'), str):
+            raise ModelError(
+                f"the manifest key 'calibration' is {self.calibration!r}, expected an object with "
+                "the text 'hash'"
+            )
 
     def to_json(self) -> str:
         """The manifest as one line of JSON; `extra` is spread among the other keys."""
@@ -360,12 +370,13 @@ def list_models() -> list[Path]:
 
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """Find a model file by path, by its stem, or by a size such as `nano`.
+    """Find a model file by path, by its folder, by its stem, or by a size such as `nano`.
 
-    A size stands for the model whose stem ends in `_<size>`.
+    A folder stands for the one model in it, as `stereo-kd-train adapt` delivers it; a size for the
+    model whose stem ends in `_<size>`.
 
     Raises:
-        ModelError: There is none, or the size fits several; it lists what exists.
+        ModelError: There is none, or the folder or size fits several; it lists what exists.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -377,6 +388,8 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     sized = [stem for stem in models if stem.endswith(f'_{name}')]
     if len(sized) == 1:
         return models[sized[0]]
+    if name and not sized and path.is_dir():
+        return _only_model(path)
     listed = ', '.join(models) or 'none'
     if sized:
         raise ModelError(
@@ -387,4 +400,20 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     raise ModelError(
         f'there is no model {name!r}; shipped models: {listed}. Give one of them, the path of an '
         f'ONNX file, or add its folder to {MODELS_VARIABLE}'
+    )
+
+
+def _only_model(folder: Path) -> Path:
+    """The one model of a folder.
+
+    Raises:
+        ModelError: It holds none, or several.
+    """
+    models = sorted(folder.glob('*.onnx'))
+    if len(models) == 1:
+        return models[0]
+    listed = ', '.join(model.name for model in models) or 'none'
+    raise ModelError(
+        f'the folder {str(folder)!r} holds {len(models)} models ({listed}), expected one ONNX '
+        'file: give the path of the file itself'
     )

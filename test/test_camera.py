@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -12,7 +13,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stereo_kd_ros.camera import CalibrationError, StereoCamera, depth_to_millimetres
+from stereo_kd_ros.camera import (
+    CalibrationError,
+    StereoCamera,
+    calibration_hash,
+    calibration_record,
+    depth_to_millimetres,
+)
 
 UNSET_ROI = (0, 0, 0, 0)
 
@@ -343,3 +350,45 @@ def test_millimetres_have_zero_for_what_is_missing_or_does_not_fit():
     millimetres = depth_to_millimetres(depth)
     assert millimetres.dtype == np.uint16
     assert millimetres.tolist() == [[1234, 65535, 0, 0, 0, 0, 0, 0]]
+
+
+KITTI = StereoCamera(1241, 376, 718.856, 718.856, 607.1928, 607.1928, 185.2157, 0.5371657)
+
+
+@given(st.floats(-1e-6, 1e-6))
+def test_rounding_noise_leaves_the_calibration_hash_alone(relative):
+    noisy = {
+        name: getattr(KITTI, name) * (1 + relative)
+        for name in ('fx', 'fy', 'cx_left', 'cx_right', 'cy', 'baseline_m')
+    }
+    assert calibration_hash(dataclasses.replace(KITTI, **noisy)) == calibration_hash(KITTI)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'width': 1240},
+        {'height': 375},
+        {'fx': 718.9},
+        {'fy': 718.9},
+        {'cx_left': 607.3, 'cx_right': 607.3},
+        {'cx_right': 607.3},
+        {'cy': 185.3},
+        {'baseline_m': 0.5373},
+    ],
+)
+def test_another_calibration_has_another_hash(change):
+    assert calibration_hash(dataclasses.replace(KITTI, **change)) != calibration_hash(KITTI)
+
+
+def test_the_calibration_hash_is_the_same_in_every_release():
+    # Models in the field carry it: a new way to compute it would warn about all of them.
+    camera = StereoCamera.from_intrinsics(500.0, 0.1, 640, 480)
+    assert calibration_hash(camera) == '76e1b2a026edcb15'
+    assert calibration_record(camera) == {
+        'hash': '76e1b2a026edcb15',
+        'fx': 500.0,
+        'baseline_m': 0.1,
+        'width': 640,
+        'height': 480,
+    }

@@ -49,6 +49,7 @@ MANIFEST = Manifest(
     opset=17,
     stride=32,
     licence='Apache-2.0',
+    calibration={'hash': 'ab12', 'fx': 500.0, 'baseline_m': 0.1, 'width': 640, 'height': 480},
     extra={'note': 'für später'},
 )
 
@@ -100,6 +101,8 @@ def test_unknown_keys_are_kept():
         ('{"name": "x", "input_limits": {"min_width": "wide"}}', "'min_width': 'wide'"),
         ('{"name": "x", "input_limits": {"max_width": 0}}', "'max_width': 0"),
         ('{"name": "x", "teacher": 3}', "'teacher' is a int .*expected str or null"),
+        ('{"name": "x", "calibration": {"fx": 500.0}}', "'calibration' is .*the text 'hash'"),
+        ('{"name": "x", "calibration": "ab12"}', "'calibration' is a str .*expected dict or null"),
         ('{"name": "x", "training_data": {}}', "'training_data' is a dict .*expected list"),
     ],
 )
@@ -279,6 +282,19 @@ def test_models_are_listed_and_found_by_path_stem_and_size(models):
     nano = models / 'kestrel_nano.onnx'
     for name in (nano, str(nano), 'kestrel_nano', 'kestrel_nano.onnx', 'nano'):
         assert resolve_model(name) == nano
+
+
+def test_a_folder_stands_for_the_one_model_in_it(tmp_path):
+    folder = tmp_path / 'my_robot'
+    folder.mkdir()
+    with pytest.raises(ModelError, match=r'holds 0 models \(none\)'):
+        resolve_model(folder)
+    file = difference_model(folder / 'my_robot.onnx')
+    assert resolve_model(folder) == file
+    assert resolve_model(f'{folder}/') == file
+    difference_model(folder / 'other.onnx')
+    with pytest.raises(ModelError, match=r'2 models \(my_robot.onnx, other.onnx\)'):
+        resolve_model(folder)
 
 
 def test_an_unknown_model_lists_what_exists(models):
