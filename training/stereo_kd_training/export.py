@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 import warnings
@@ -92,6 +93,8 @@ def build_manifest(network: StereoNetwork, name: str, **fields: Any) -> Manifest
     known: dict[str, Any] = {
         'name': name,
         'network': network.configuration.get('name', type(network).__name__.lower()),
+        # Through JSON, so that tuples are lists here as they will be in the file.
+        'configuration': json.loads(json.dumps(network.configuration)),
         'parameters': network.parameter_count(),
         'max_disparity_px': float(network.max_disparity_px),
         'weights_sha256': weights_sha256(network),

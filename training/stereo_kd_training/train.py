@@ -786,13 +786,18 @@ def load_network(path: Path | str, ema: bool = True) -> StereoNetwork:
 
 
 def load_weights(network: StereoNetwork, path: Path | str) -> None:
-    """Start `network` from the EMA weights of another run.
+    """Start `network` from the EMA weights of another run, or from a shipped ONNX file.
 
     Raises:
         TrainingError: the weights belong to another network.
     """
     path = Path(path)
-    state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
+    if path.suffix == '.onnx':
+        from stereo_kd_training.networks.shipped import load_shipped
+
+        state = {'ema': load_shipped(path).state_dict()}
+    else:
+        state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
     try:
         network.load_state_dict(state['ema'])
     except RuntimeError as error:

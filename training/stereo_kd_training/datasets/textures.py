@@ -209,8 +209,17 @@ def build_bank(
     per_picture: int = 4,
     limit: int = 600,
     quality: int = 90,
+    exclude: Sequence[str] = (),
 ) -> list[TextureRecord]:
     """Build a bank from folders; returns its records.
+
+    Args:
+        sources: folders that state their licences.
+        out_dir: the bank.
+        per_picture: most crops of one picture.
+        limit: most crops in all.
+        quality: of the JPEG files.
+        exclude: patterns of SPDX licences that are not to be taken, as `*GPL*`.
 
     Raises:
         TextureError: when a folder states no licence or no picture is fit.
@@ -226,6 +235,8 @@ def build_bank(
             unfit = _NOT_A_SURFACE.search(name.stem) or _NOT_A_FOLDER.search('/' + path)
             licence = licence_of(path)
             if unfit or licence is None:
+                continue
+            if any(fnmatch.fnmatchcase(licence, pattern) for pattern in exclude):
                 continue
             image = _decode(encoded)
             if image is None:
@@ -334,8 +345,14 @@ def main() -> None:
     parser.add_argument('--from', dest='sources', nargs='+', required=True, metavar='DIR')
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('--limit', type=int, default=600, help='pictures to keep (600)')
+    parser.add_argument(
+        '--exclude', nargs='*', default=[], metavar='LICENCE', help='as "*GPL*": leave these out'
+    )
     arguments = parser.parse_args()
-    for record in build_bank(arguments.sources, arguments.out, limit=arguments.limit):
+    records = build_bank(
+        arguments.sources, arguments.out, limit=arguments.limit, exclude=arguments.exclude
+    )
+    for record in records:
         print(f'{len(record.files):4d}  {record.licence:20s}  {record.source}')
 
 
