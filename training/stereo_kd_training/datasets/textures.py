@@ -228,8 +228,9 @@ def build_bank(
     out.mkdir(parents=True, exist_ok=True)
     found: list[tuple[str, str, str, bytes]] = []
     seen: set[bytes] = set()
-    for folder in map(Path, sources):
-        source, licence_of = _folder_licences(folder)
+    # All licences first: a folder that states none is no surprise after minutes.
+    stated = [(folder, *_folder_licences(folder)) for folder in map(Path, sources)]
+    for folder, source, licence_of in stated:
         for path, encoded in _pictures(folder):
             name = PurePosixPath(path)
             unfit = _NOT_A_SURFACE.search(name.stem) or _NOT_A_FOLDER.search('/' + path)
