@@ -149,6 +149,31 @@ def test_it_learns_to_match_a_shifted_texture(tmp_path):
     assert load_network(tmp_path).parameter_count() > 0
 
 
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('compact_stereonet', {}),
+        ('anynet', {}),
+        ('dsnet_slied8', {}),
+        ('dtpnet', {'volume': 'iterative', 'head': 'quarter'}),
+    ],
+)
+def test_networks_with_3d_convolutions_train(tmp_path, name, options):
+    fields = config(
+        network=name,
+        options={'max_disparity_px': 64, **options},
+        steps=1,
+        crop_height=64,
+        crop_width=64,
+    )
+    trainer = Trainer(fields, tmp_path, ShiftedTextures(2))
+    before = [parameter.detach().clone() for parameter in trainer.plain_network.parameters()]
+    trainer.run()
+    after = trainer.plain_network.parameters()
+    assert any(not torch.equal(old, new) for old, new in zip(before, after))
+    assert load_network(tmp_path).parameter_count() > 0
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = tmp_path / 'checkpoint.pt'
     path.write_bytes(b'not a checkpoint')

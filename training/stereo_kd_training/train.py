@@ -435,7 +435,7 @@ class Trainer:
                 f'crop {config.crop_width}x{config.crop_height} is not a multiple of the '
                 f'stride {network.stride} of {config.network}'
             )
-        network = network.to(memory_format=torch.channels_last)
+        channels_last(network)
         self.ema = create_ema(network, self.accelerator.device)
         if self.accelerator.num_processes > 1:
             share_statistics(network)
@@ -698,6 +698,13 @@ _MAY_CHANGE = {
     'checkpoint_every',
     'initial_weights',
 }
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay the 2D kernels of `network` out as the batches are, in place; 3D kernels stay."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
