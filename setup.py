@@ -83,6 +83,7 @@ setup(
         ],
         'test': [
             'pytest>=7',
+            'pytest-rerunfailures>=12',
             'pytest-timeout>=2.1',
             'hypothesis>=6.100',
             'onnx>=1.16',

@@ -5,6 +5,11 @@
 Tests on real data take the fixture `data_dir`, which skips with a reason where the data
 is absent. Tests under `node/` and `hostile/` need rclpy and those under `training/` need
 torch; without them they are left out, which the report's header says.
+
+Tests under `node/` and `hostile/` run real nodes, processes and DDS on machines that others use
+too. They wait for states and assert no times, but a starved process can still lose a lease or a
+message that nothing sends again. So a failing one is run again, twice at most: the summary lists
+each such run as RERUN, and what is broken fails all three.
 """
 
 from __future__ import annotations
@@ -41,6 +46,23 @@ ABSENT = {
     folder: module for folder, module in NEEDS.items() if not importlib.util.find_spec(module)
 }
 collect_ignore = sorted(ABSENT)
+
+LIVE = ('node', 'hostile')
+RERUNS, RERUN_DELAY_S = 2, 2
+# Per run of a test, ten times what the slowest of them takes on an idle machine.
+LIVE_TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives live tests a second and third chance, and each of those its own time-out."""
+    for item in items:
+        if item.path.parent.name not in LIVE:
+            continue
+        if config.pluginmanager.hasplugin('rerunfailures'):
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS, reruns_delay=RERUN_DELAY_S))
+        if config.pluginmanager.hasplugin('timeout') and not item.get_closest_marker('timeout'):
+            # Only the function: otherwise one timer would run over all runs of a test.
+            item.add_marker(pytest.mark.timeout(LIVE_TIMEOUT_S, func_only=True))
 
 
 def pytest_report_header() -> list[str]:

@@ -51,8 +51,8 @@ from stereo_kd_ros.bag import StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.transport import apply_fastdds_profile
 
-START_S = 60.0
-END_S = 20.0
+START_S = 200.0
+END_S = 100.0
 # What the node may still allocate when memory runs out: enough for small pairs.
 SPARE_BYTES = 48 * 2**20
 LARGE = (960, 1280)
@@ -134,7 +134,11 @@ class ProcessRig:
         self.diagnostics = self.listen('/diagnostics', DiagnosticArray)
         self._spinner = Spinner(self.peer)
         self.node = NodeProcess(model, self.environ)
-        self.node.wait_until_it_runs()
+        try:
+            self.node.wait_until_it_runs()
+        except BaseException:
+            self.close()
+            raise
 
     def listen(self, topic: str, message_type: type, qos: Any = RELIABLE) -> Listener:
         """Subscribes to an output of the node."""
@@ -142,11 +146,13 @@ class ProcessRig:
 
     def ready(self, *listeners: Listener) -> None:
         """Waits until the node hears the camera; outputs match while pairs are sent."""
-        wait_until(lambda: all(p.get_subscription_count() for p in self.camera.publishers()), 20.0)
+        wait_until(lambda: all(p.get_subscription_count() for p in self.camera.publishers()))
 
     def restart(self, prepare: Callable[[], None] | None = None, **environ: str) -> None:
         """Ends the node, if it has not ended, and starts another."""
         self.node.end()
+        # What the old one counted says nothing of the new one.
+        self.diagnostics.messages.clear()
         self.node = NodeProcess(self.model, {**self.environ, **environ}, prepare)
         self.node.wait_until_it_runs()
 
@@ -281,7 +287,7 @@ def subscriber_frozen(patient: ProcessPatient) -> None:
 def require_flow(patient: ProcessPatient) -> None:
     """Waits until 30 more depth images have come."""
     before = len(patient.depth.messages)
-    wait_until(lambda: len(patient.depth.messages) >= before + 30, 15.0)
+    wait_until(lambda: len(patient.depth.messages) >= before + 30)
 
 
 def no_bytes_left() -> None:
@@ -319,7 +325,7 @@ def out_of_memory(patient: ProcessPatient) -> None:
         time.sleep(0.1)
         return patient.count('dropped_inference') > before
 
-    wait_until(dropped, 20.0)
+    wait_until(dropped)
     patient.require_healthy()
     resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +29,37 @@ CLEANUP = Transition.TRANSITION_CLEANUP
 SHUTDOWN = Transition.TRANSITION_ACTIVE_SHUTDOWN
 
 
-def call(rig: Rig, service: str, kind: type, request: object) -> object:
+def ask(rig: Rig, service: str, kind: type, request: object, patience_s: float = 20.0) -> object:
+    """Returns the answer of a service; None when it was lost.
+
+    A service answers once, and drops its answer when it does not know the asking client yet.
+    """
     client = rig.peer.create_client(kind, f'/stereo_node/{service}')
-    assert client.wait_for_service(8.0)
-    future = client.call_async(request)
-    wait_until(future.done, 20.0)
-    rig.peer.destroy_client(client)
-    return future.result()
+    try:
+        wait_until(client.service_is_ready)
+        future = client.call_async(request)
+        with suppress(AssertionError):
+            wait_until(future.done, patience_s)
+        return future.result() if future.done() else None
+    finally:
+        rig.peer.destroy_client(client)
 
 
 def change(rig: Rig, transition: int) -> bool:
     request = ChangeState.Request(transition=Transition(id=transition))
-    return call(rig, 'change_state', ChangeState, request).success
+    for _ in range(3):
+        before = rig.node.state
+        answer = ask(rig, 'change_state', ChangeState, request, patience_s=80.0)
+        if answer is not None:
+            return answer.success
+        if rig.node.state != before:
+            return True
+    raise AssertionError('change_state does not answer')
 
 
 def label(rig: Rig) -> str:
-    return call(rig, 'get_state', GetState, GetState.Request()).current_state.label
+    request = GetState.Request()
+    return wait_until(lambda: ask(rig, 'get_state', GetState, request)).current_state.label
 
 
 def test_the_way_there_and_back_twice(block_matcher: str) -> None:
@@ -109,9 +124,14 @@ def streaming(rig: Rig, depth: Listener) -> Iterator[None]:
         while not stop.is_set():
             stamp_ns += 1_000_000
             rig.camera.send(left, right, stamp_ns, camera_infos())
-            wait_until(lambda stamp_ns=stamp_ns: nanoseconds(depth)[-1:] == [stamp_ns])
+            try:
+                wait_until(lambda stamp_ns=stamp_ns: nanoseconds(depth)[-1:] == [stamp_ns])
+            except AssertionError as error:
+                lost.append(f'pair {stamp_ns}: {error}')
+                return
             time.sleep(0.005)
 
+    lost: list[str] = []
     thread = threading.Thread(target=stream)
     thread.start()
     try:
@@ -119,6 +139,7 @@ def streaming(rig: Rig, depth: Listener) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    assert not lost
 
 
 def nanoseconds(depth: Listener) -> list[int]:
@@ -170,7 +191,7 @@ def test_a_model_that_does_not_work_is_rolled_back(
             assert kind != 'missing' or not result.successful
             published = len(depth.messages)
             wait_until(lambda: len(depth.messages) > published + 2)
-        assert rig.node.get_parameter('model').value == block_matcher
+        wait_until(lambda: rig.node.get_parameter('model').value == block_matcher)
         assert rig.values('model')['model_name'] == 'block_matcher'
         assert np.all(np.diff(nanoseconds(depth)) == 1_000_000)
 

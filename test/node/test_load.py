@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ros_rig import Rig, camera_infos, textured_pair, wait_until
+from ros_rig import Rig, Said, camera_infos, textured_pair, wait_until
 from sensor_msgs.msg import Image
 from tiny_models import write_block_matcher
 
@@ -103,15 +103,15 @@ def test_the_node_steps_to_the_smaller_model_and_says_so(
         depth = rig.listen('depth/image', Image)
         rig.ready(depth)
         left, right = textured_pair(5, 96, 256)
-        stamp_ns = 0
+        said, stamp_ns = Said(capfd), 0
 
         def stepped_down() -> bool:
             nonlocal stamp_ns
             stamp_ns += 1_000_000
             rig.camera.send(left, right, stamp_ns, camera_infos(96, 256))
             time.sleep(0.005)
-            return 'stepping to' in capfd.readouterr().err
+            return 'stepping to' in said.read()
 
-        wait_until(stepped_down, 30.0)
+        wait_until(stepped_down, 200.0)
         wait_until(lambda: rig.values('model')['model_name'] == 'small')
         assert rig.node.get_parameter('model').value == str(large)

@@ -39,7 +39,7 @@ def test_it_runs_where_it_was_told_until_it_is_stopped(tmp_path: Path, block_mat
     try:
         with Child('run', command, log=tmp_path / 'log') as node:
             wait_until(
-                lambda: observer.count_subscribers('/eyes/left') or node.exit_code is not None, 60
+                lambda: observer.count_subscribers('/eyes/left') or node.exit_code is not None, 200
             )
             node.require_alive()
             # Names travel apart from topics and may come a little later.
@@ -53,6 +53,6 @@ def test_it_runs_where_it_was_told_until_it_is_stopped(tmp_path: Path, block_mat
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with Child('run', [*RUN, '--model', 'absent.onnx'], log=tmp_path / 'log') as node:
-        wait_until(lambda: node.exit_code is not None, 60)
+        wait_until(lambda: node.exit_code is not None, 200)
     assert node.exit_code == 1
     assert 'absent.onnx' in node.tail()

@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_rig import Camera, Rig, camera_infos, textured_pair, wait_until
+from ros_rig import Camera, Rig, Said, camera_infos, textured_pair, wait_until
 from sensor_msgs.msg import Image
 
 from stereo_kd_ros.node.silence import CAUSES, Observation, explain
@@ -121,31 +123,38 @@ FEEDS: list[tuple[str, Callable[[Rig, int], None]]] = [
 
 
 def feed_until_silence(
-    rig: Rig, cause: str, feed: Callable[[Rig, int], None], first_stamp_ns: int
+    rig: Rig, cause: str, feed: Callable[[Rig, int], None], first_stamp_ns: int, said: str = ''
 ) -> DiagnosticStatus:
-    """Feeds the node at about 20 Hz until diagnostics name the cause; returns that status."""
+    """Feeds the node at about 20 Hz until diagnostics name the cause; returns that status.
+
+    Args:
+        said: What the status must say, too.
+    """
     stamp_ns = first_stamp_ns
+    seen = len(rig.diagnostics.messages)
 
     def named() -> DiagnosticStatus | None:
-        nonlocal stamp_ns
+        nonlocal stamp_ns, seen
         stamp_ns += 50_000_000
         feed(rig, stamp_ns)
         time.sleep(0.05)
-        for array in rig.diagnostics.messages[-1:]:
-            for status in array.status:
-                values = {pair.key: pair.value for pair in status.values}
-                if values.get('silence_cause') == cause:
-                    return status
+        # All that came: fed slowly, as on a busy machine, the cause is named only now and then.
+        arrays = rig.diagnostics.messages[seen:]
+        seen += len(arrays)
+        for status in (status for array in arrays for status in array.status):
+            values = {pair.key: pair.value for pair in status.values}
+            if values.get('silence_cause') == cause and said in status.message:
+                return status
         return None
 
-    return wait_until(named, 12.0)
+    return wait_until(named)
 
 
 def test_causes_over_dds_are_named_and_left(
     block_matcher: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Rig(model=block_matcher, silence_timeout=0.5) as rig:
-        depth = rig.listen('depth/image', Image)
+        depth, log = rig.listen('depth/image', Image), Said(capfd)
         rig.ready(depth)
         first_stamp_ns = 1_000_000_000
         for cause, feed in FEEDS:
@@ -159,10 +168,12 @@ def test_causes_over_dds_are_named_and_left(
             lambda rig, stamp_ns: both(rig, stamp_ns, stamp_ns, camera_infos()),
             first_stamp_ns,
         )
-        errors = capfd.readouterr().err
-        for cause, _ in FEEDS:
-            assert errors.count(f'nothing is published ({cause})') == 1
-        assert 'publishing again' in errors
+        log.wait_for('publishing again')
+        told = re.findall(r'nothing is published \((\w+)\)|(publishing again)', log.read())
+        causes = [cause or 'none' for cause, _ in told]
+        assert {cause for cause, _ in FEEDS} <= set(causes)
+        # Once per change: a busy machine may go back and forth, but says nothing twice in a row.
+        assert all(cause != following for cause, following in pairwise(causes)), causes
 
 
 def test_a_publisher_whose_qos_does_not_fit_is_named(block_matcher: str) -> None:
@@ -176,10 +187,14 @@ def test_a_publisher_whose_qos_does_not_fit_is_named(block_matcher: str) -> None
         rig.camera = Camera(
             rig.peer, QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
         )
+        # The name of the peer travels apart from its topics and may come later.
         status = feed_until_silence(
-            rig, 'qos_mismatch', lambda rig, stamp_ns: both(rig, stamp_ns, stamp_ns), 1
+            rig,
+            'qos_mismatch',
+            lambda rig, stamp_ns: both(rig, stamp_ns, stamp_ns),
+            1,
+            said='peer offers BEST_EFFORT',
         )
-        assert 'peer offers BEST_EFFORT' in status.message
         assert 'we request RELIABLE' in status.message
 
 
@@ -189,13 +204,13 @@ def test_a_subscriber_whose_qos_does_not_fit_is_named(block_matcher: str) -> Non
         rig.listen(
             'depth/image', Image, QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         )
-        status = feed_until_silence(
+        feed_until_silence(
             rig,
             'qos_mismatch',
             lambda rig, stamp_ns: both(rig, stamp_ns, stamp_ns, camera_infos()),
             1,
+            said='/depth/image: peer requests RELIABLE, TRANSIENT_LOCAL',
         )
-        assert '/depth/image: peer requests RELIABLE, TRANSIENT_LOCAL' in status.message
 
 
 def test_nobody_listens_is_no_error(block_matcher: str) -> None:

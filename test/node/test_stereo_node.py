@@ -12,6 +12,7 @@ from ros_rig import (
     HEIGHT,
     WIDTH,
     Rig,
+    Said,
     as_message,
     camera_infos,
     textured_pair,
@@ -152,13 +153,13 @@ def test_bad_input_is_named_counted_and_survived(
         stamp_ns = 1_000_000_000
         for cause, bad_right, bad_infos, said in BAD_INPUTS:
             before = rig.node.counts()[f'dropped_{cause}']
-            capfd.readouterr()
+            log = Said(capfd)
             stamp_ns += 10_000_000
             rig.camera.send(left, bad_right, stamp_ns, bad_infos)
             wait_until(
                 lambda key=f'dropped_{cause}', before=before: rig.node.counts()[key] == before + 1
             )
-            wait_until(lambda said=said: said in capfd.readouterr().err)
+            log.wait_for(said)
             stamp_ns += 10_000_000
             rig.camera.send(left, right, stamp_ns, camera_infos())
             received = depth.next()

@@ -18,6 +18,7 @@ import itertools
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -39,7 +40,9 @@ from stereo_kd_ros.node.inputs import TOPICS
 from stereo_kd_ros.node.stereo_node import StereoNode
 
 Value = TypeVar('Value')
-DISCOVERY_S = 8.0
+# How long a test waits for what must come. Costs nothing when it comes; a cold or crowded machine
+# may need tens of seconds for the first import, the first participant or a single callback.
+PATIENCE_S = 90.0
 # Best effort, the node's default, may lose a test's only message on a busy machine.
 RELIABLE_INPUTS = {
     f'qos_overrides./{topic}.subscription.reliability': 'reliable' for topic in TOPICS.values()
@@ -57,7 +60,7 @@ def next_domain_id() -> int:
     return 1 + (base + next(_rig_numbers)) % 100
 
 
-def wait_until(condition: Callable[[], Value], timeout_s: float = DISCOVERY_S) -> Value:
+def wait_until(condition: Callable[[], Value], timeout_s: float = PATIENCE_S) -> Value:
     """Returns the condition's first true value; fails after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -65,6 +68,24 @@ def wait_until(condition: Callable[[], Value], timeout_s: float = DISCOVERY_S) -
             raise AssertionError(f'not true within {timeout_s} s: {condition}')
         time.sleep(0.01)
     return value
+
+
+class Said:
+    """All that was written to stderr since it was made, however many reads it came in."""
+
+    def __init__(self, capfd: Any) -> None:
+        self._capfd = capfd
+        capfd.readouterr()
+        self.text = ''
+
+    def read(self) -> str:
+        """Returns all of it so far."""
+        self.text += self._capfd.readouterr().err
+        return self.text
+
+    def wait_for(self, text: str) -> None:
+        """Waits until it holds this."""
+        wait_until(lambda: text in self.read())
 
 
 def textured_pair(
@@ -98,9 +119,10 @@ def camera_infos(
 
 
 class Spinner:
-    """Serves a node's callbacks in a thread until it is closed."""
+    """Serves a node's callbacks in a thread until it is closed; `errors` are what they raised."""
 
     def __init__(self, node: Node) -> None:
+        self.errors: list[str] = []
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         self._stop = threading.Event()
@@ -113,6 +135,9 @@ class Spinner:
                 self._executor.spin_once(timeout_sec=0.05)
             except (ExternalShutdownException, ShutdownException):
                 return
+            except Exception:
+                # As the node's own executor does: one bad callback must not end all others.
+                self.errors.append(traceback.format_exc())
 
     def close(self) -> None:
         """Ends the thread."""
@@ -131,7 +156,7 @@ class Listener:
             message_type, topic, self.messages.append, qos
         )
 
-    def next(self, timeout_s: float = DISCOVERY_S) -> Any:
+    def next(self, timeout_s: float = PATIENCE_S) -> Any:
         """Returns the next message that was not yet returned, waiting for it."""
         wait_until(lambda: len(self.messages) > self._read, timeout_s)
         self._read += 1
@@ -211,21 +236,25 @@ class Rig:
 
     def __enter__(self) -> Rig:
         self._contexts = [Context(), Context()]
-        domain_id = next_domain_id()
         self._spinners: list[Spinner] = []
+        self._nodes: list[Node] = []
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        domain_id = next_domain_id()
+        for context, args in zip(self._contexts, (list(self._cli_args), [])):
+            rclpy.init(
+                args=args,
+                context=context,
+                domain_id=domain_id,
+                signal_handler_options=SignalHandlerOptions.NO,
+            )
         node_context, peer_context = self._contexts
-        rclpy.init(
-            args=list(self._cli_args),
-            context=node_context,
-            domain_id=domain_id,
-            signal_handler_options=SignalHandlerOptions.NO,
-        )
-        rclpy.init(
-            args=[],
-            context=peer_context,
-            domain_id=domain_id,
-            signal_handler_options=SignalHandlerOptions.NO,
-        )
         # Tests need not wait a second for each report.
         stereo_node.HEALTH_PERIOD_S = 0.1
         self.node = StereoNode(
@@ -233,14 +262,14 @@ class Rig:
             namespace=self._namespace,
             parameter_overrides=[Parameter(n, value=v) for n, v in self._parameters.items()],
         )
+        self._nodes.append(self.node)
         self.peer = Node('peer', context=peer_context, namespace=self._namespace)
+        self._nodes.append(self.peer)
         self.camera = Camera(self.peer)
         self.diagnostics = self.listen('/diagnostics', DiagnosticArray)
-        if self._start and not self.node.start():
-            self._close()
-            raise AssertionError(f'the node did not start: {self.node.start_error}')
-        self._spinners = [Spinner(self.node), Spinner(self.peer)]
-        return self
+        if self._start:
+            assert self.node.start(), f'the node did not start: {self.node.start_error}'
+        self._spinners += [Spinner(self.node), Spinner(self.peer)]
 
     def __exit__(
         self,
@@ -248,17 +277,21 @@ class Rig:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        errors = [error for spinner in self._spinners for error in spinner.errors]
         self._close()
+        assert kind is not None or not errors, '\n'.join(['a callback raised:', *errors])
 
     def _close(self) -> None:
         for spinner in self._spinners:
             spinner.close()
-        self.node.destroy_node()
-        self.peer.destroy_node()
+        for node in self._nodes:
+            node.destroy_node()
         for context in self._contexts:
-            rclpy.shutdown(context=context)
+            context.try_shutdown()
         # A node freed later would take /rosout from the next node of its name.
-        del self.node, self.peer, self.camera, self.diagnostics
+        for name in ('node', 'peer', 'camera', 'diagnostics'):
+            self.__dict__.pop(name, None)
+        self._nodes.clear()
         self._spinners.clear()
         gc.collect()
 
@@ -269,6 +302,10 @@ class Rig:
     def ready(self, *listeners: Listener) -> None:
         """Waits until the node hears the camera and has a publisher for each listener."""
         wait_until(lambda: all(p.get_subscription_count() for p in self.camera.publishers()))
+        self.heard(*listeners)
+
+    def heard(self, *listeners: Listener) -> None:
+        """Waits until the node knows each listener: before, it has nobody to publish for."""
         for listener in listeners:
             topic = listener.subscription.topic_name
             wait_until(lambda topic=topic: matched(self.node, topic))
