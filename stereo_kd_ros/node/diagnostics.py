@@ -16,6 +16,9 @@ from collections import Counter, deque
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from stereo_kd_ros.doctor_checks import CHECKS
+from stereo_kd_ros.node.calibration_watch import CHECKS as WATCHED_CHECKS
+
 DROP_CAUSES = {
     'unmatched_left': 'left images without a right image of the same stamp',
     'unmatched_right': 'right images without a left image of the same stamp',
@@ -93,6 +96,17 @@ KEYS: dict[str, dict[str, str]] = {
         'cx_offset_px': 'cx of the left camera minus cx of the right one',
         'width': 'of the delivered image [px]',
         'height': 'of the delivered image [px]',
+        'model_calibration': 'what the model in use was adapted to: `any camera`, `this camera` '
+        'or `another camera`',
+        'check_state': '`off`, `no pair yet`, `watching`, or `failed:` and why',
+        'check_pairs': 'pairs looked at since activation or the last change of the calibration',
+        'check_ms': 'how long the last look took',
+        'check_findings': 'the checks that found something, gravest first, or `none`',
+        **{
+            f'check_{name}': f'{CHECKS[name].title}: `ok`, `warn` or `error` and what was '
+            'measured; `unknown` when there was nothing to go by'
+            for name in WATCHED_CHECKS
+        },
     },
 }
 

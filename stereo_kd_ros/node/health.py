@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 
 from stereo_kd_ros.node import diagnostics
+from stereo_kd_ros.node.calibration_watch import CHECKS, WatchReport, adapted_elsewhere
 from stereo_kd_ros.node.diagnostics import status_message
 from stereo_kd_ros.node.inputs import TOPICS
 from stereo_kd_ros.node.silence import NO_FAULT, Observation, Silence, explain
@@ -38,6 +39,7 @@ class HealthReport:
         self._node = node
         self._history: deque[tuple[float, Counter[str]]] = deque()
         self._silence: Silence | None = None
+        self._foreign_camera = ''
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # A steady clock: with use_sim_time and a paused bag the node must still say what is wrong.
         self._timer = node.create_timer(
@@ -55,6 +57,7 @@ class HealthReport:
             stamp = node.get_clock().now().to_msg()
             counts = node.counts()
             self._watch_silence(counts)
+            self._watch_model_calibration()
             self._publish_diagnostics(counts, stamp)
         except Exception as error:  # a report that fails must not end the node
             node.get_logger().error(f'health report: {type(error).__name__}: {error}')
@@ -82,6 +85,19 @@ class HealthReport:
         if silence is None and self._silence is not None:
             node.get_logger().info('publishing again')
         self._silence = silence
+
+    def _watch_model_calibration(self) -> None:
+        """Says once per change that the model was adapted to another camera."""
+        node = self._node
+        model = node.model_in_use()
+        manifest = model.engine.manifest if model is not None else None
+        adapted_to = manifest.calibration if manifest is not None else None
+        difference = adapted_elsewhere(adapted_to, node.last.get('camera'))
+        if difference and difference != self._foreign_camera:
+            node.get_logger().warning(
+                f'{model.name}: {difference}; adapt it to this camera, or use a model for any'
+            )
+        self._foreign_camera = difference
 
     def _observe(self, now_s: float) -> Observation:
         node = self._node
@@ -215,7 +231,21 @@ class HealthReport:
         node = self._node
         error = node.reasons.get('calibration', '')
         camera = node.last.get('camera')
-        values: dict[str, object] = {'calibration_error': error}
+        model = node.model_in_use()
+        manifest = model.engine.manifest if model is not None else None
+        adapted = manifest is not None and bool(manifest.calibration)
+        watched = node.watch.report()
+        values: dict[str, object] = {
+            'calibration_error': error,
+            'model_calibration': (
+                'any camera'
+                if not adapted
+                else 'another camera'
+                if self._foreign_camera
+                else 'this camera'
+            ),
+            **self._check_values(watched),
+        }
         if camera is not None:
             values.update(
                 fx=camera.fx,
@@ -224,10 +254,38 @@ class HealthReport:
                 width=camera.width,
                 height=camera.height,
             )
+        remedies = [f'{finding.measured}. {finding.remedy}' for finding in watched.faults]
         if error:
-            return self._status('calibration', diagnostics.ERROR, error, values)
+            message = '; '.join([error, *remedies[:1]])
+            return self._status('calibration', diagnostics.ERROR, message, values)
+        warnings = [*remedies, *([self._foreign_camera] if self._foreign_camera else [])]
+        if warnings:
+            # No error: depth is published, and what pictures seem to show is no proof.
+            more = f' (and {len(warnings) - 1} more)' if len(warnings) > 1 else ''
+            return self._status('calibration', diagnostics.WARN, warnings[0] + more, values)
         message = 'no pair yet' if camera is None else 'rectified stereo pair'
         return self._status('calibration', diagnostics.OK, message, values)
+
+    def _check_values(self, watched: WatchReport) -> dict[str, object]:
+        if not self._node.settings.calibration_check:
+            state = 'off'
+        elif watched.failure:
+            state = f'failed: {watched.failure}'
+        else:
+            state = 'watching' if watched.answers else 'no pair yet'
+        answers = {
+            f'check_{name}': 'unknown'
+            if answer is None
+            else f'{answer.severity}: {answer.measured}'
+            for name, answer in ((name, watched.answers.get(name)) for name in CHECKS)
+        }
+        return {
+            'check_state': state,
+            'check_pairs': watched.pairs,
+            'check_ms': watched.look_ms,
+            'check_findings': ', '.join(f.check for f in watched.standing) or 'none',
+            **answers,
+        }
 
     def _status(
         self, part: str, level: bytes, message: str, values: dict[str, object]

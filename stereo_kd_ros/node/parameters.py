@@ -231,6 +231,13 @@ PARAMETERS = (
         dynamic=True,
     ),
     ParameterSpec(
+        'calibration_check',
+        True,
+        'Look at a pair every two seconds for swapped eyes, rows that do not line up, different '
+        'exposure and covered lenses',
+        dynamic=True,
+    ),
+    ParameterSpec(
         'auto_model',
         '',
         'A smaller model to step to while the model is slower than the cameras; empty = never',
@@ -270,6 +277,7 @@ class Settings:
     lazy: bool
     silence_timeout: float
     expected_frequency: float
+    calibration_check: bool
     auto_model: str
 
     def __post_init__(self) -> None:

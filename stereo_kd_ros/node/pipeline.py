@@ -35,6 +35,7 @@ class DepthFrame:
 
     camera: StereoCamera
     left_rgb: np.ndarray  # (H, W, 3) uint8
+    right_rgb: np.ndarray  # the same
     disparity_px: np.ndarray  # (H, W) float32, cx offset taken out, NaN invalid
     confidence: np.ndarray  # (H, W) float32 in [0, 1]
     depth_m: np.ndarray | None  # (H, W) float32, REP 117; None when nobody wants it
@@ -142,6 +143,7 @@ def process_pair(
     return DepthFrame(
         camera=camera,
         left_rgb=left,
+        right_rgb=right,
         disparity_px=disparity,
         confidence=result.confidence,
         depth_m=depth,

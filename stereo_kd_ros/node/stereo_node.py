@@ -26,6 +26,7 @@ from rclpy.parameter import Parameter
 
 from stereo_kd_ros.engine import EngineError, StereoEngine
 from stereo_kd_ros.model import ModelError, read_manifest, resolve_model
+from stereo_kd_ros.node.calibration_watch import CalibrationWatch, Offer
 from stereo_kd_ros.node.diagnostics import Counts, RateMeter, StageTimes
 from stereo_kd_ros.node.health import HealthReport
 from stereo_kd_ros.node.inputs import ReceivedPair, StereoInputs
@@ -55,6 +56,7 @@ class StereoNode(LifecycleNode):
     inputs: StereoInputs | None = None
     outputs: StereoOutputs | None = None
     models: ModelSlot | None = None
+    watch: CalibrationWatch | None = None
     _worker: threading.Thread | None = None
 
     def __init__(self, node_name: str = 'stereo_node', **node_options: Any) -> None:
@@ -79,6 +81,7 @@ class StereoNode(LifecycleNode):
         self.inference_began_s: float | None = None
         self.active_since_s = time.monotonic()
         self.last_output_s: float | None = None
+        self.watch = CalibrationWatch(self._on_calibration_change)
         self._health = HealthReport(self, HEALTH_PERIOD_S)
 
     def start(self) -> bool:
@@ -187,6 +190,7 @@ class StereoNode(LifecycleNode):
             target=self._work, args=(self._mailbox,), name='stereo_worker', daemon=True
         )
         self._worker.start()
+        self.watch.start()
         self.inputs = StereoInputs(self, self.settings, self._on_pair, self._on_input_error)
 
     def _deactivate(self) -> None:
@@ -194,6 +198,8 @@ class StereoNode(LifecycleNode):
         if inputs is not None:
             inputs.destroy()
             self._counts.add_all(dropped_by_pairing(inputs))
+        if self.watch is not None:
+            self.watch.stop()
         worker, self._worker = self._worker, None
         if worker is not None:
             self._mailbox.close()
@@ -226,6 +232,8 @@ class StereoNode(LifecycleNode):
             except ModelError as error:
                 return SetParametersResult(successful=False, reason=f'model: {error}')
         self.settings = changed
+        if not changed.calibration_check and self.watch is not None:
+            self.watch.forget()
         return SetParametersResult(successful=True)
 
     def _on_switched(self, name: str) -> None:
@@ -238,6 +246,13 @@ class StereoNode(LifecycleNode):
             self.set_parameters([Parameter('model', value=name)])
         finally:
             self._restoring_model = False
+
+    def _on_calibration_change(self, sentence: str, is_bad: bool) -> None:
+        # Two calls: rclpy refuses another severity from the same line.
+        if is_bad:
+            self.get_logger().warning(sentence)
+        else:
+            self.get_logger().info(sentence)
 
     def _on_pair(self, received: ReceivedPair) -> None:
         self._counts.add('pairs_received')
@@ -259,6 +274,8 @@ class StereoNode(LifecycleNode):
                 self._handle(received)
             except PairDropped as dropped:
                 self._drop(dropped.cause, str(dropped))
+                if dropped.cause == 'calibration':
+                    self._offer(received)
             except Exception as error:
                 # Whatever the engine or the middleware throws, the next pair may work.
                 self._drop('inference', f'{type(error).__name__}: {error}')
@@ -310,6 +327,12 @@ class StereoNode(LifecycleNode):
         )
         self._watch_load((finished_ns - taken_ns) / 1e6)
         self._note_published(frame, pair.skew_ns / 1e6, finished_ns)
+        self._offer(received, frame.left_rgb, frame.right_rgb)
+
+    def _offer(self, received: ReceivedPair, *pictures: np.ndarray) -> None:
+        """Leaves a pair to the calibration watch, which may look at it later."""
+        if self.settings.calibration_check:
+            self.watch.offer(Offer(received.left_info, received.right_info, *pictures))
 
     def model_in_use(self) -> LoadedModel | None:
         """The smaller model while the load asks for it, else the one of the parameter."""
