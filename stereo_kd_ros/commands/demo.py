@@ -46,6 +46,7 @@ def demo(
     require_rclpy()
     import shutil
 
+    from stereo_kd_ros.bag import StereoBag
     from stereo_kd_ros.demo import SCHEMA, write_sequence
     from stereo_kd_ros.model import resolve_model
     from stereo_kd_ros.node.live import play_through_node
@@ -63,6 +64,9 @@ def demo(
             drive = write_sequence(output / 'drive', frames, rate or 10.0, seed=seed)
             for _ in progress.track(drive, total=frames, description='generating the drive'):
                 pass
+    else:
+        with StereoBag(bag):
+            pass  # what is wrong with it is said before anything else
 
     with progress_bar() as progress:
         task = progress.add_task('', total=None)

@@ -45,6 +45,9 @@ def play(
     wait: Annotated[
         float, typer.Option(help='Wait up to this many seconds for subscribers to the images.')
     ] = 0.0,
+    hold_until: Annotated[
+        Path | None, typer.Option(help='Begin when this file exists.', hidden=True)
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help='Write recorded and published stamps as JSON lines.')
     ] = None,
@@ -83,6 +86,8 @@ def play(
             images = [name for name in player.publishers if source.topics[name] in image_types]
             for name in player.wait_for_subscribers(images, wait):
                 error_console.print(f'nobody listens to {name} after {wait:g} s', markup=False)
+        if hold_until is not None:
+            player.wait_for_file(hold_until)
         log_file = stack.enter_context(log.open('w')) if log else None
         total = sum(source.message_counts[name] for name in player.publishers)
         progress = stack.enter_context(progress_bar())

@@ -24,7 +24,10 @@ from typing import Any
 from stereo_kd_ros.bag import StereoBag, StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.children import Child, ChildError, StopRequest, stop_requests
+from stereo_kd_ros.node.diagnostics import DROP_CAUSES
+from stereo_kd_ros.node.inputs import TOPICS
 from stereo_kd_ros.node.recorder import Recorder, open_recorder
+from stereo_kd_ros.pairing import DROP_CAUSES as PAIRING_DROPS
 from stereo_kd_ros.results import percentiles
 from stereo_kd_ros.transport import apply_fastdds_profile
 
@@ -37,10 +40,15 @@ _OUTPUTS = {
     DEPTH_TOPIC: 'sensor_msgs/msg/Image',
 }
 _DEFAULT_RATE_HZ = 10.0
-_NODE_START_TIMEOUT_S = 120.0
-_PLAYER_WAIT_S = 30.0
-# After the last pair: the node publishes diagnostics once a second, and the last must hold all.
-_SETTLE_S = 2.5
+# Each is what a cold, busy machine may need; others are done in seconds.
+_NODE_START_TIMEOUT_S = 300.0
+_MATCH_TIMEOUT_S = 120.0
+# After the last pair, for what is still on its way and the node's last word on it: at least this
+# long, and longer only while pairs are unaccounted for.
+_SETTLE_S, _LONGEST_SETTLE_S = 2.5, 30.0
+# The last word must be of at least this long after the last pair.
+_LAST_WORD_S = 1.0
+_PAIR_DROPS = set(DROP_CAUSES) - set(PAIRING_DROPS) - {'no_camera_info'}
 
 
 class LiveError(RuntimeError):
@@ -139,10 +147,16 @@ def play_through_node(
         )
         on_progress('starting the node', 0, pairs)
         _wait_for_node(recorder, node, stop)
-        command = _player_command(bag, topics, log, rate_hz / recorded_rate_hz)
+        start = output / 'start'
+        start.unlink(missing_ok=True)
+        command = _player_command(bag, topics, log, rate_hz / recorded_rate_hz, start)
         player = stack.enter_context(
             Child('player', command, log=output / 'player.log', environ=environ)
         )
+        on_progress('waiting for node and player to meet', 0, pairs)
+        _wait_for_match(recorder, node, player, stop)
+        start.touch()
+        stack.callback(start.unlink, missing_ok=True)
         _record(recorder, node, player, stop, pairs, on_progress)
     sent = _published(log, topics.left_image)
     came_back = [
@@ -208,12 +222,14 @@ def _node_command(
     return command
 
 
-def _player_command(bag: Path, topics: StereoTopics, log: Path, rate: float) -> list[str]:
+def _player_command(
+    bag: Path, topics: StereoTopics, log: Path, rate: float, start: Path
+) -> list[str]:
     command = [sys.executable, '-m', 'stereo_kd_ros.commands.main', 'play', str(bag)]
     for name in topics.names:
         command += ['--topic', name]
-    command += ['--restamp', '--wait', str(_PLAYER_WAIT_S), '--log', str(log)]
-    return [*command, '--rate', str(rate)]
+    command += ['--restamp', '--wait', str(_MATCH_TIMEOUT_S), '--log', str(log)]
+    return [*command, '--rate', str(rate), '--hold-until', str(start)]
 
 
 def _wait_for_node(recorder: Recorder, node: Child, stop: StopRequest) -> None:
@@ -229,6 +245,28 @@ def _wait_for_node(recorder: Recorder, node: Child, stop: StopRequest) -> None:
         recorder.spin(0.2)
 
 
+def _wait_for_match(recorder: Recorder, node: Child, player: Child, stop: StopRequest) -> None:
+    """Wait until the node knows the player's publishers.
+
+    Its subscriptions are best effort: what is sent before would be lost, which on a busy machine
+    may be all of a short bag.
+    """
+    deadline = time.monotonic() + _MATCH_TIMEOUT_S
+    unheard = list(TOPICS)
+    while unheard:
+        stop.check()
+        node.require_alive()
+        player.require_alive()
+        if time.monotonic() > deadline:
+            raise LiveError(
+                f'The node does not hear the player after {_MATCH_TIMEOUT_S:.0f} s '
+                f'({", ".join(unheard)}). The end of its log ({player.log}):\n{player.tail()}'
+            )
+        recorder.spin(0.2)
+        inputs = recorder.diagnostics.get('inputs', {})
+        unheard = [name for name in TOPICS if not int(inputs.get(f'{name}_publishers', 0))]
+
+
 def _record(
     recorder: Recorder,
     node: Child,
@@ -240,7 +278,16 @@ def _record(
     """Record until the player has ended and the node has said its last of it."""
     arrived = recorder.arrivals[DISPARITY_TOPIC]
     ended: float | None = None
-    while ended is None or time.monotonic() - ended < _SETTLE_S:
+    ended_ns = 0
+
+    def settled() -> bool:
+        if ended is None or time.monotonic() - ended < _SETTLE_S:
+            return False
+        told = recorder.diagnostics_stamp_ns - ended_ns > _LAST_WORD_S * 1e9
+        all_here = told and _accounted_for(recorder.diagnostics['pipeline'], len(arrived))
+        return all_here or time.monotonic() - ended > _LONGEST_SETTLE_S
+
+    while not settled():
         recorder.spin(0.1)
         on_progress('playing and recording', len(arrived), pairs)
         stop.check()
@@ -250,7 +297,14 @@ def _record(
                 raise ChildError(
                     f'The player ended with exit code {player.exit_code}:\n{player.tail()}'
                 )
-            ended = time.monotonic()
+            ended, ended_ns = time.monotonic(), time.time_ns()
+
+
+def _accounted_for(pipeline: dict[str, str], recorded: int) -> bool:
+    """Whether every pair that the node received has been published and recorded, or dropped."""
+    published = int(pipeline['pairs_published'])
+    dropped = sum(int(pipeline[f'dropped_{cause}']) for cause in _PAIR_DROPS)
+    return published + dropped >= int(pipeline['pairs_received']) and recorded >= published
 
 
 def _published(log: Path, left_image: str) -> dict[int, int]:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -140,6 +141,11 @@ class BagPlayer:
                 return []
             if time.monotonic() >= deadline or not self.running:
                 return unheard
+            time.sleep(_TICK_S)
+
+    def wait_for_file(self, path: Path) -> None:
+        """Wait until a file exists: somebody else knows better when all are there."""
+        while self.running and not path.exists():
             time.sleep(_TICK_S)
 
     def play(

@@ -47,6 +47,8 @@ class Recorder:
         topics: Topic name to message type.
         writer: An open bag.
         diagnostics_of: Full name of the node whose `/diagnostics` are kept.
+
+    `diagnostics_stamp_ns` is the moment at which the last of them began: they hold all before it.
     """
 
     node: Node
@@ -55,7 +57,7 @@ class Recorder:
     diagnostics_of: str = ''
     arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     diagnostics: dict[str, dict[str, str]] = field(default_factory=dict)
-    diagnostics_ns: int = 0
+    diagnostics_stamp_ns: int = 0
 
     def __post_init__(self) -> None:
         """Make the subscriptions."""
@@ -96,7 +98,8 @@ class Recorder:
                 continue
             self.diagnostics[part] = {value.key: value.value for value in status.values}
             self.diagnostics[part]['message'] = status.message
-            self.diagnostics_ns = time.time_ns()
+            stamp = message.header.stamp
+            self.diagnostics_stamp_ns = stamp.sec * 10**9 + stamp.nanosec
 
 
 @contextmanager

@@ -21,11 +21,13 @@ from tiny_models import write_contract_breaker, write_failing_model
 
 from stereo_kd_ros.bag import StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.pairing import DROP_CAUSES
 
 CAMERA = StereoCamera.from_intrinsics(fx=100.0, baseline_m=0.2, width=96, height=64)
 PAIRS = 8
 DISPARITY_PX = 5
-TIMEOUT_S = 150
+# More than all the waits of a demo together, which end with an error of their own.
+TIMEOUT_S, END_S = 280, 200
 
 
 @pytest.fixture(scope='module')
@@ -98,16 +100,18 @@ def test_real_sequences_go_through_bag_player_and_node(
     folders = ['--left', root / 'left', '--right', root / 'right', '--calib', root / calibration]
     command = [sys.executable, '-m', 'stereo_kd_ros.commands.main', 'make-bag']
     subprocess.run(
-        [*command, *map(str, folders), '-o', str(tmp_path / 'bag')], check=True, timeout=60
+        [*command, *map(str, folders), '-o', str(tmp_path / 'bag')], check=True, timeout=TIMEOUT_S
     )
     done = _demo(tmp_path / 'bag', '-o', tmp_path / 'out', '--rate', '4', '--model', block_matcher)
 
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / 'out/demo.json').read_text())
     assert result['pairs_sent'] == pairs
-    # A slow machine supersedes pairs, but each is accounted for.
-    accounted = result['pairs_published'] + sum(result['dropped'].values())
-    assert result['pairs_received'] == accounted
+    # A slow machine supersedes pairs, but each is accounted for. (An image that got lost on its
+    # way leaves its partner unmatched, which was never a pair.)
+    images = {*DROP_CAUSES, 'no_camera_info'}
+    dropped = sum(number for cause, number in result['dropped'].items() if cause not in images)
+    assert result['pairs_received'] == result['pairs_published'] + dropped
 
 
 def test_a_node_that_cannot_start_is_reported_with_its_words(bag: Path, tmp_path: Path) -> None:
@@ -147,12 +151,12 @@ def test_no_process_survives_an_interrupt(
     )
     demo = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + END_S
         while len(children := _children(demo.pid)) < 2:
             assert demo.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         demo.send_signal(number)
-        assert demo.wait(40) != 0
+        assert demo.wait(END_S) != 0
     finally:
         if demo.poll() is None:
             demo.kill()
