@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch', reason='the training extra is not installed')
@@ -21,9 +23,11 @@ from stereo_kd_training.distill import (  # noqa: E402
     as_logits,
     finest_distribution,
     sample_trust,
+    stored_distribution,
     teacher_distribution,
 )
 from stereo_kd_training.networks import StereoOutput  # noqa: E402
+from stereo_kd_training.teachers import TopK, TorchTeacher  # noqa: E402
 from stereo_kd_training.train import Batch  # noqa: E402
 
 BINS = torch.arange(0.0, 16.0, 4.0)
@@ -115,6 +119,87 @@ def test_stored_answers_that_are_not_there_are_told():
         StoredTeacher()(batch())
     stored = batch(teacher_disparity=torch.ones(2, 4, 8), teacher_confidence=torch.ones(2, 4, 8))
     assert StoredTeacher()(stored).disparity.mean() == 1.0
+
+
+def stored_batch(top: list[TopK], magnified: tuple[float, ...] = (1.0, 1.0)) -> Batch:
+    """Two pairs of 4x8 px with these answers, the second magnified by as much."""
+    return batch(
+        teacher_disparity=torch.ones(2, 4, 8),
+        teacher_confidence=torch.ones(2, 4, 8),
+        teacher_indices=torch.from_numpy(np.stack([t.indices for t in top]).astype(np.int32)),
+        teacher_probabilities=torch.from_numpy(np.stack([t.probabilities for t in top])),
+        teacher_hypotheses=torch.stack(
+            [torch.from_numpy(t.hypotheses * np.float32(m)) for t, m in zip(top, magnified)]
+        ),
+    )
+
+
+def most_probable(seed: int, k: int, bins: int = 8) -> TopK:
+    """The k most probable of random distributions over 0, 2, 4... px on 4x8 cells."""
+    scores = torch.randn(bins, 4, 8, generator=torch.Generator().manual_seed(seed)) * 3
+    kept, indices = scores.softmax(0).topk(k, 0)
+    return TopK(
+        indices.numpy().astype(np.uint8),
+        kept.numpy().astype(np.float16),
+        2 * np.arange(bins, dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize('k', [1, 3, 8])
+def test_what_was_kept_of_a_distribution_becomes_scores_again(k):
+    top = [most_probable(seed, k) for seed in (0, 1)]
+    answer = StoredTeacher()(stored_batch(top))
+    expected = np.stack([t.dense() for t in top])
+    np.testing.assert_allclose(answer.logits.softmax(1), expected, atol=1e-6)
+    assert answer.hypotheses.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+def test_a_magnified_pair_has_magnified_disparities():
+    top = [most_probable(seed, 8) for seed in (0, 1)]
+    probabilities, hypotheses = stored_distribution(stored_batch(top, (1.0, 1.25)))
+    assert hypotheses.tolist() == [2.5 * i for i in range(8)]
+    means = (probabilities * hypotheses.view(1, -1, 1, 1)).sum(1)
+    expected = [(t.dense() * t.hypotheses[:, None, None]).sum(0) for t in top]
+    np.testing.assert_allclose(means[0], expected[0], atol=1e-3)
+    np.testing.assert_allclose(means[1], 1.25 * expected[1], atol=1e-3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 4, 8))
+
+
+@pytest.mark.parametrize('method', ['dtp', 'compact'])
+def test_a_student_learns_from_the_cache_what_it_would_from_the_network(method):
+    """All hypotheses kept, no colours: only float16 lies between the two."""
+    network = networks.create('anynet', max_disparity_px=64, exit_stage=1)
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 1, 3, 64, 96), generator=generator, dtype=torch.uint8)
+    asked = Batch(images[0], images[1], torch.full((1, 64, 96), 6.0))
+    arrays = [image[0].permute(1, 2, 0).numpy() for image in images]
+    answer = TorchTeacher(network, top_k=4).predict(*arrays)
+    top = answer.distribution
+    stored = replace(
+        asked,
+        teacher_disparity=torch.from_numpy(answer.disparity)[None],
+        teacher_confidence=torch.from_numpy(answer.confidence)[None],
+        teacher_indices=torch.from_numpy(top.indices.astype(np.int32))[None],
+        teacher_probabilities=torch.from_numpy(top.probabilities)[None],
+        teacher_hypotheses=torch.from_numpy(top.hypotheses)[None],
+    )
+    logits = torch.randn(1, 4, 4, 6, generator=generator)
+    output = StereoOutput(
+        torch.zeros(1, 64, 96), logits=(logits,), hypotheses=(torch.from_numpy(top.hypotheses),)
+    )
+    settings = Distillation(method=method, signal='teacher')
+    in_memory, terms = Objective(settings, NetworkTeacher(network), 10)(output, asked, 0)
+    from_disk, stored_terms = Objective(settings, StoredTeacher(), 10)(output, stored, 0)
+    for name in terms:
+        if name == 'volume':
+            continue  # scores of a network have a constant that its distribution lacks
+        torch.testing.assert_close(stored_terms[name], terms[name], atol=3e-3, rtol=3e-3)
+    if method == 'dtp':
+        torch.testing.assert_close(from_disk, in_memory, atol=3e-3, rtol=3e-3)
+    else:
+        output.logits = (logits + 5.0,)
+        moved, _ = Objective(settings, StoredTeacher(), 10)(output, stored, 0)
+        torch.testing.assert_close(moved, from_disk, atol=1e-4, rtol=1e-4)
 
 
 def test_the_finest_stage_with_a_distribution_is_taken():

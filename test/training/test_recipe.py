@@ -121,6 +121,9 @@ def test_every_mistake_is_listed(pairs):
         ({'teacher': {'onnx': 'x.onnx'}}, 'needs cache: true'),
         ({'teacher': {'network': 'psmnet'}}, "teach trains 'kestrel' but the teacher is"),
         ({'prune': {'target': 'flops', 'value': 1}}, 'parameters, macs, latency_ms'),
+        ({'teacher': {'network': 'kestrel', 'top_k': 4}}, 'top_k is for the cache'),
+        ({'teacher': {'folder': 'x', 'cache': True, 'top_k': 4}}, 'top_k is for the cache'),
+        ({'teacher': {'network': 'kestrel', 'cache_folder': 'x'}}, 'needs cache: true'),
         ({'name': 'a/b'}, 'name'),
     ],
 )
@@ -299,6 +302,42 @@ def test_a_folder_of_disparities_can_teach(pairs, tmp_path):
     first = json.loads((tmp_path / 'run/distill/log.jsonl').read_text().splitlines()[0])
     assert first['train/dtp_l1'] > 0 and first['train/teacher_pixels'] > 0
     assert len(list((tmp_path / 'run/cache').rglob('*.npz'))) == 4
+
+
+def test_a_student_learns_from_distributions_on_disk_that_runs_share(pairs, tmp_path):
+    """With top_k the loss is that of the teacher's own distribution, not of a Laplace one."""
+    shared = tmp_path / 'answers'
+    first = content(pairs, prune=None, tune=None)
+    first['teacher'].update(top_k=16, cache_folder=str(shared))
+    first['distill'] = {
+        'training': training(1),
+        'loss': {'method': 'dtp', 'signal': 'teacher'},
+    }
+    run = RecipeRun(check_recipe(first), tmp_path / 'first')
+    summary = run.run()
+    assert summary['cache']['computed'] == 4 and not list((tmp_path / 'first/cache').glob('*/'))
+    stored = sorted(shared.rglob('*.npz'))
+    assert len(stored) == 4
+    with np.load(stored[0]) as answer:
+        assert answer['probabilities'].dtype == np.float16
+        assert answer['probabilities'].shape == (16, 18, 35)
+
+    checkpoint = run.folder / 'teach/checkpoint.pt'
+    second = {**first, 'teach': None}
+    second['teacher'] = {**first['teacher'], 'checkpoint': str(checkpoint)}
+    again = RecipeRun(check_recipe(second), tmp_path / 'second').run()
+    assert (again['cache']['computed'], again['cache']['kept']) == (0, 4)
+    plain = {**second, 'teacher': {'network': 'kestrel', 'cache': True}}
+    plain['teacher']['checkpoint'] = str(checkpoint)
+    RecipeRun(check_recipe(plain), tmp_path / 'laplace').run()
+
+    def loss(name: str) -> float:
+        text = (tmp_path / name / 'distill/log.jsonl').read_text()
+        return json.loads(text.splitlines()[0])['train/dtp_l1']
+
+    assert loss('first') == pytest.approx(loss('second'))
+    # An untrained teacher is unsure, a Laplace distribution round its answer is not.
+    assert loss('first') < 0.95 * loss('laplace')
 
 
 def test_another_recipe_in_the_same_folder_is_refused(pairs, tmp_path):

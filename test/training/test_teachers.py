@@ -90,6 +90,26 @@ def test_a_network_teacher_at_a_size_off_its_stride():
     assert (np.diff(top.probabilities.astype(np.float32), axis=0) <= 0).all()
 
 
+def test_a_fine_distribution_is_averaged_over_cells_before_its_best_are_kept():
+    network = create('dtpnet', max_disparity_px=32)
+    images = image_pair(45, 70)
+    fine = TorchTeacher(network, top_k=32).predict(*images).distribution
+    coarse = TorchTeacher(network, top_k=32, cell=4).predict(*images).distribution
+    assert fine.factor == 1 and coarse.factor == 4 and coarse.indices.shape == (32, 12, 18)
+    dense = fine.dense()
+    np.testing.assert_allclose(
+        coarse.dense()[:, 2, 3], dense[:, 8:12, 12:16].mean((1, 2)), atol=1e-3
+    )
+    np.testing.assert_allclose(  # the last row of cells holds a single row of pixels
+        coarse.dense()[:, 11, 0], dense[:, 44, :4].mean(1), atol=1e-3
+    )
+    assert TorchTeacher(network, 4, cell=4).fingerprint != TorchTeacher(network, 4).fingerprint
+    with pytest.raises(TeacherError, match='none fit into 5 px'):
+        TorchTeacher(create('kestrel'), top_k=2, cell=5).predict(*image_pair(64, 64))
+    with pytest.raises(TeacherError, match='1 pixel or more'):
+        TorchTeacher(network, cell=0)
+
+
 def test_what_top_k_left_over_is_spread_on_the_rest():
     top = TopK(
         np.array([[[2]], [[0]]], np.uint8),

@@ -12,9 +12,13 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training needs torch')
 
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 
 from stereo_kd_training.datasets.base import StereoSample  # noqa: E402
+from stereo_kd_training.stages import NamedPair  # noqa: E402
+from stereo_kd_training.teachers import TopK  # noqa: E402
 from stereo_kd_training.train import (  # noqa: E402
     ConcatenatedPairs,
     Trainer,
@@ -25,6 +29,7 @@ from stereo_kd_training.train import (  # noqa: E402
     make_batch,
     one_cycle,
     random_crop,
+    random_window,
     read_checkpoint,
 )
 
@@ -218,6 +223,69 @@ def test_crops_and_scales_keep_pixels_matched(seed):
     columns = np.arange(40, 120)
     matched = np.interp(columns - disparity[30, 40:120], np.arange(128), right[30, :, 0])
     assert np.abs(matched - left[30, 40:120, 0]).max() < 6.0
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale_probability=st.sampled_from([0.0, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_cells_of_a_crop_are_those_under_it(seed, scale_probability):
+    """A map over cells of 4 px that names each cell's place, read through a window."""
+    factor, shape = 4, (71, 139)
+    rows, columns = np.mgrid[: -(-shape[0] // factor), : -(-shape[1] // factor)]
+    generator = np.random.default_rng(seed)
+    window = random_window(shape, 64, 96, generator, scale_probability, factor)
+    assert window.y % factor == window.x % factor == 0
+    chosen = window.cells(np.stack((rows, columns)), factor)
+    assert chosen.shape == (2, 16, 24)
+    if window.source_width == window.width and window.source_height == window.height:
+        top, left = window.y // factor, window.x // factor
+        np.testing.assert_array_equal(chosen[0, :, 0], np.arange(top, top + 16))
+        np.testing.assert_array_equal(chosen[1, 0], np.arange(left, left + 24))
+    # The centre of a crop's cell, carried back to the picture, lies in the chosen cell.
+    for axis, start, source, size in (
+        (0, window.y, window.source_height, window.height),
+        (1, window.x, window.source_width, window.width),
+    ):
+        along = chosen[axis][:, 0] if axis == 0 else chosen[axis][0]
+        centres = start + (np.arange(len(along)) + 0.5) * factor * source / size
+        assert (np.abs(centres - (along + 0.5) * factor) <= factor / 2 + 1e-6).all()
+
+
+def test_a_batch_carries_the_kept_distribution_of_its_very_crop():
+    class Taught:
+        """One pair whose teacher is sure of another hypothesis in each cell."""
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int):
+            values = np.arange(18 * 35) % 50
+            top = TopK(
+                values.reshape(1, 18, 35).astype(np.uint8),
+                np.ones((1, 18, 35), np.float16),
+                np.arange(50, dtype=np.float32),
+                4,
+            )
+            disparity = top.hypotheses[top.indices[0]].repeat(4, 0).repeat(4, 1)
+            texture = np.zeros((72, 140, 3), np.uint8)
+            confidence = np.ones((72, 140), np.float32)
+            return NamedPair('one', texture, texture, disparity, disparity, confidence, top)
+
+    for scale_probability in (0.0, 1.0):
+        fields = config(batch_size=4, scale_probability=scale_probability)
+        batch = make_batch(Taught(), fields, 3)
+        assert batch.teacher_indices.shape == (4, 1, 16, 24)
+        assert batch.teacher_probabilities.dtype == torch.float16
+        chosen = batch.teacher_hypotheses.gather(1, batch.teacher_indices.long().flatten(1)).view(
+            4, 16, 24
+        )
+        inside = batch.teacher_disparity[:, 2::4, 2::4]
+        if scale_probability == 0:
+            torch.testing.assert_close(chosen, inside)
+        else:
+            # Disparities and hypotheses grow alike; a border pixel may fall into a neighbour.
+            assert (chosen - inside).abs().lt(1e-3).float().mean() > 0.8
+            ratios = batch.teacher_hypotheses[:, 1]
+            assert len(ratios.unique()) == 4 and (ratios != 1).all()
 
 
 def test_a_pair_smaller_than_the_crop_is_an_error():

@@ -11,19 +11,28 @@
 Everything but the compared thing is equal: data, crops, steps, seeds, and one teacher that is
 trained first. At a small budget the result is a small-scale replication and no more; the report
 says how small it was.
+
+    FOLDER/teacher/       trained once for all tables
+    FOLDER/answers/       its answers with their distributions, computed once
+    FOLDER/runs/NAME/     one run per different recipe and seed; tables share what they have in
+                          common, and a pruned variant goes on from the unpruned one's training
+    FOLDER/TABLE.json, .md, .svg
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
+import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stereo_kd_training.recipe import check_recipe
+from stereo_kd_training.recipe import Recipe, check_recipe
 from stereo_kd_training.stages import Progress, RecipeRun
 
 
@@ -36,7 +45,9 @@ class Budget:
     """How small the replication is.
 
     Attributes:
-        steps: of every student; pruning takes as many again, for all variants alike.
+        steps: of every student.
+        tune_steps: that `distil_prune` adds to all of its variants alike, after and between
+            prunings or without any.
         teacher_steps: of the one teacher.
         batch_size, crop_height, crop_width: of every training.
         max_disparity_px: of every network.
@@ -47,6 +58,7 @@ class Budget:
     """
 
     steps: int = 400
+    tune_steps: int = 200
     teacher_steps: int = 1200
     batch_size: int = 4
     crop_height: int = 128
@@ -57,6 +69,8 @@ class Budget:
 
 
 TEACHER = 'kestrel'
+# As many of a pixel's hypotheses are kept; at 128 px the teacher has 32.
+TEACHER_TOP_K = 16
 
 
 def _distil(signal: str, **loss: Any) -> dict[str, Any]:
@@ -73,15 +87,16 @@ def _pruned(signal: str) -> dict[str, Any]:
 
 # Variant -> what it changes. The head at 1/4 makes DTPNet affordable and is the same for all.
 _DTP = _student('dtpnet', head='quarter')
+_ANY = {**_DTP, 'any_student': True}
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     'signal': {
-        'ground truth only': {**_DTP, **_distil('ground_truth')},
-        'knowledge + ground truth': {**_DTP, **_distil('both')},
-        'knowledge only': {**_DTP, **_distil('teacher')},
+        'ground truth only': {**_ANY, **_distil('ground_truth')},
+        'knowledge + ground truth': {**_ANY, **_distil('both')},
+        'knowledge only': {**_ANY, **_distil('teacher')},
     },
     'loss': {
-        'KL divergence': {**_DTP, **_distil('teacher', distance='kl')},
-        'L1 norm (Eq. 4)': {**_DTP, **_distil('teacher', distance='l1')},
+        'KL divergence': {**_ANY, **_distil('teacher', distance='kl')},
+        'L1 norm (Eq. 4)': {**_ANY, **_distil('teacher')},
     },
     'modules': {
         'DTPNet': {**_DTP, **_distil('ground_truth')},
@@ -115,10 +130,10 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'distil_prune': {
-        'neither': {**_DTP, **_distil('ground_truth'), 'tune': True},
-        'distil only': {**_DTP, **_distil('teacher'), 'tune': True},
-        'prune only': {**_DTP, **_pruned('ground_truth')},
-        'distil and prune': {**_DTP, **_pruned('teacher')},
+        'neither': {**_ANY, **_distil('ground_truth'), 'tune': True},
+        'distil only': {**_ANY, **_distil('teacher'), 'tune': True},
+        'prune only': {**_ANY, **_pruned('ground_truth')},
+        'distil and prune': {**_ANY, **_pruned('teacher')},
     },
 }
 
@@ -134,13 +149,13 @@ def run_ablation(
 
     Args:
         name: one of `ABLATIONS`.
-        folder: of the comparison.
+        folder: of the comparisons, which may share it.
         data: the `data` section of a recipe.
         budget: how long and how large.
         progress: called with (variant and stage, step, steps, text).
 
     Returns:
-        The report, which is also written to report.json and report.md.
+        The report, which is also written to NAME.json, NAME.md and NAME.svg.
 
     Raises:
         AblationError: unknown name.
@@ -152,28 +167,25 @@ def run_ablation(
         variant['distill']['loss']['signal'] != 'ground_truth'
         for variant in ABLATIONS[name].values()
     )
-    teacher = folder / 'teacher'
+    report: dict[str, Any] = {'ablation': name, 'budget': vars(budget), 'data': data, 'rows': []}
     if needs_teacher:
-        _train_teacher(teacher, data, budget, progress)
-    rows = []
+        report['teacher'] = _train_teacher(folder / 'teacher', data, budget, progress)
     for title, variant in ABLATIONS[name].items():
-        results = []
-        for seed in range(budget.seeds):
-            label = f'{_slug(title)}-{seed}'
-            recipe = check_recipe(variant_recipe(label, variant, data, budget, seed, teacher))
-            run = RecipeRun(recipe, folder / label, _labelled(progress, label))
-            metrics = run.run()['evaluate']['metrics']
-            results.append(list(metrics.values())[-1])
-        rows.append(_row(title, results))
-    report = {'ablation': name, 'budget': vars(budget), 'data': data, 'rows': rows}
-    (folder / 'report.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-    (folder / 'report.md').write_text(as_markdown(report), encoding='utf-8')
+        results = [
+            _run(title, variant, folder, data, budget, seed, progress)
+            for seed in range(budget.seeds)
+        ]
+        report['rows'].append(_row(title, results))
+    _write(folder / f'{name}.json', json.dumps(report, indent=2) + '\n')
+    _write(folder / f'{name}.md', as_markdown(report))
+    draw_report(report, folder / f'{name}.svg')
     return report
 
 
 def _train_teacher(
     folder: Path, data: dict[str, Any], budget: Budget, progress: Progress | None
-) -> None:
+) -> dict[str, Any]:
+    """What its evaluation says."""
     recipe = check_recipe(
         {
             'name': 'teacher',
@@ -181,7 +193,70 @@ def _train_teacher(
             'distill': {'training': _training(TEACHER, {}, budget, budget.teacher_steps)},
         }
     )
-    RecipeRun(recipe, folder, _labelled(progress, 'teacher')).run()
+    return _metrics(RecipeRun(recipe, folder, _labelled(progress, 'teacher')).run())
+
+
+def _run(
+    title: str,
+    variant: dict[str, Any],
+    folder: Path,
+    data: dict[str, Any],
+    budget: Budget,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """One variant with one seed: the metrics of its last network."""
+    content = variant_recipe(variant, data, budget, seed, folder)
+    heard = _labelled(progress, f'{_slug(title)}-{seed}')
+    here = folder / 'runs' / run_name(content)
+    base = {key: value for key, value in content.items() if key not in ('prune', 'tune')}
+    if base != content and not (here / 'recipe.json').is_file():
+        shorter = folder / 'runs' / run_name(base)
+        _adopt_answers(base, shorter)
+        RecipeRun(_named(base), shorter, heard).run()
+        _adopt(shorter, here, ('cache', 'distill'))
+    _adopt_answers(content, here)
+    metrics = _metrics(RecipeRun(_named(content), here, heard).run())
+    return {**metrics, 'network': content['distill']['training']['network']}
+
+
+def _adopt_answers(content: dict[str, Any], here: Path) -> None:
+    """Take over from another run that the teacher has answered all of these pairs."""
+    asked = _named(content).model_dump(mode='json')
+    for other in sorted(here.parent.glob('*/recipe.json')):
+        before = json.loads(other.read_text())
+        if all(before[section] == asked[section] for section in ('data', 'teacher')):
+            _adopt(other.parent, here, ('cache',))
+
+
+def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
+    return list(summary['evaluate']['metrics'].values())[-1]
+
+
+def run_name(content: dict[str, Any]) -> str:
+    """A folder name that two recipes share only if they are the same but for their names."""
+    described = json.dumps({**content, 'name': ''}, sort_keys=True).encode()
+    network = content['distill']['training']['network']
+    return f'{network}-{hashlib.sha256(described).hexdigest()[:12]}'
+
+
+def _named(content: dict[str, Any]) -> Recipe:
+    return check_recipe({**content, 'name': run_name(content)})
+
+
+def _adopt(source: Path, here: Path, stages: Sequence[str]) -> None:
+    """Copy finished stages of another run, each whole or not at all."""
+    here.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if (source / stage / 'done.json').is_file() and not (here / stage).exists():
+            partial = here / f'.{stage}.{os.getpid()}'
+            shutil.copytree(source / stage, partial)
+            os.replace(partial, here / stage)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
 
 
 def _training(network: str, options: dict[str, Any], budget: Budget, steps: int) -> dict[str, Any]:
@@ -196,42 +271,42 @@ def _training(network: str, options: dict[str, Any], budget: Budget, steps: int)
         'validate_every': steps,
         'checkpoint_every': max(1, steps // 10),
         'log_every': max(1, steps // 20),
+        'validation_pairs': 1,
         'precision': 'no',
         'ema_decay': 0.98,
     }
 
 
 def variant_recipe(
-    label: str,
-    variant: dict[str, Any],
-    data: dict[str, Any],
-    budget: Budget,
-    seed: int,
-    teacher: Path,
+    variant: dict[str, Any], data: dict[str, Any], budget: Budget, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """The recipe of one run: `variant` of `ABLATIONS`, taught by what lies in `teacher`."""
+    """The recipe of one run: `variant` of `ABLATIONS`, taught by the teacher in `folder`."""
     distill = copy.deepcopy(variant['distill'])
     student, options = variant['student'], variant['options']
-    if student == 'dtpnet' and options == _DTP['options'] and budget.student != student:
+    if variant.get('any_student') and budget.student != student:
         student, options = budget.student, {}
         distill['loss'].update(ground_truth='supervised', teacher_pixels=0.3)
     distill['training'] = _training(student, options, budget, budget.steps)
-    recipe: dict[str, Any] = {'name': label, 'seed': seed, 'data': data, 'distill': distill}
+    recipe: dict[str, Any] = {'name': 'run', 'seed': seed, 'data': data, 'distill': distill}
     if distill['loss']['signal'] != 'ground_truth':
         recipe['teacher'] = {
             'network': TEACHER,
-            'checkpoint': str(teacher / 'distill' / 'checkpoint.pt'),
+            'checkpoint': str(folder / 'teacher' / 'distill' / 'checkpoint.pt'),
+            'cache': True,
+            'cache_folder': str(folder / 'answers'),
+            'top_k': TEACHER_TOP_K,
         }
     if variant.get('prune'):
         recipe['prune'] = {
             'ratio': 0.37,
             'steps': 2,
-            'tune_steps': max(1, budget.steps // 2),
+            'tune_steps': max(1, budget.tune_steps // 2),
             'round_to': 1,
         }
     if variant.get('tune'):
-        # As many steps, as gentle, as the pruned variants get between their prunings.
-        training = {**distill['training'], 'peak_learning_rate': 1e-3 / 3}
+        # As many steps, as gentle, as the pruned variants get after their prunings.
+        training = _training(student, options, budget, 2 * max(1, budget.tune_steps // 2))
+        training['peak_learning_rate'] /= 3
         recipe['tune'] = {'training': training, 'loss': distill['loss']}
     return recipe
 
@@ -241,11 +316,13 @@ def _row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     bad3 = [result['validation']['bad3'] for result in results]
     return {
         'variant': title,
+        'network': results[0]['network'],
         'parameters': results[0]['parameters'],
         'macs_640x480': results[0]['macs_640x480'],
         'epe_px': epes,
         'epe_px_mean': statistics.mean(epes),
         'epe_px_spread': statistics.stdev(epes) if len(epes) > 1 else 0.0,
+        'bad3': bad3,
         'bad3_mean': statistics.mean(bad3),
         'bad3_spread': statistics.stdev(bad3) if len(bad3) > 1 else 0.0,
     }
@@ -257,21 +334,55 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f'### {report["ablation"]}',
         '',
-        f'A small-scale replication with {budget["student"]}: {budget["steps"]} steps of '
-        f'{budget["batch_size"]} crops of {budget["crop_width"]}x{budget["crop_height"]}, '
-        f'{budget["seeds"]} seeds, a teacher of {budget["teacher_steps"]} steps. '
+        f'A small-scale replication: {budget["steps"]} steps of {budget["batch_size"]} crops of '
+        f'{budget["crop_width"]}x{budget["crop_height"]}, {budget["seeds"]} seeds, disparities '
+        f'below {budget["max_disparity_px"]} px{_taught(report)}. '
         'Mean ± standard deviation over the seeds.',
         '',
-        '| variant | parameters | GMAC | EPE px | bad-3 % |',
-        '|---|---:|---:|---:|---:|',
+        '| variant | network | parameters | GMAC | EPE px | bad-3 % |',
+        '|---|---|---:|---:|---:|---:|',
     ]
     lines += [
-        f'| {row["variant"]} | {row["parameters"]:,} | {row["macs_640x480"] / 1e9:.2f} '
+        f'| {row["variant"]} | `{row["network"]}` | {row["parameters"]:,} '
+        f'| {row["macs_640x480"] / 1e9:.2f} '
         f'| {row["epe_px_mean"]:.2f} ± {row["epe_px_spread"]:.2f} '
         f'| {row["bad3_mean"]:.1f} ± {row["bad3_spread"]:.1f} |'
         for row in report['rows']
     ]
     return '\n'.join(lines) + '\n'
+
+
+def _taught(report: dict[str, Any]) -> str:
+    if 'teacher' not in report:
+        return ', no teacher'
+    error = report['teacher']['validation']['epe_px']
+    return f', a teacher of {report["budget"]["teacher_steps"]} steps and {error:.2f} px'
+
+
+def draw_report(report: dict[str, Any], path: Path) -> None:
+    """A chart beside the table: each variant's mean, its spread, and every seed as a dot."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    # The same report gives the same file.
+    matplotlib.rcParams['svg.hashsalt'] = report['ablation']
+    from matplotlib import pyplot
+
+    rows = report['rows'][::-1]
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 0.9 + 0.42 * len(rows)), sharey=True)
+    for axis, key, label in zip(axes, ('epe_px', 'bad3'), ('EPE [px]', 'bad-3 [%]')):
+        for place, row in enumerate(rows):
+            axis.barh(place, row[f'{key}_mean'], color='#8fb3d9', height=0.6)
+            axis.errorbar(
+                row[f'{key}_mean'], place, xerr=row[f'{key}_spread'], color='#1f3b5c', capsize=4
+            )
+            axis.plot(row[key], [place] * len(row[key]), 'o', color='#1f3b5c', markersize=3)
+        axis.set_xlabel(f'{label}, less is better')
+        axis.set_yticks(range(len(rows)), [row['variant'] for row in rows])
+        axis.spines[['top', 'right']].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={'Date': None})
+    pyplot.close(figure)
 
 
 def _labelled(progress: Progress | None, label: str) -> Progress | None:

@@ -103,6 +103,8 @@ class TeacherAnswer:
         volume: (B, d, h', w') scores before they are upsampled, or None.
         volume_hypotheses: (d,) px.
         features: maps by name that feature losses may compare.
+        up_to_a_constant: the volume was made of probabilities, so each pixel's scores are
+            known but for a constant.
     """
 
     disparity: Tensor
@@ -112,6 +114,7 @@ class TeacherAnswer:
     volume: Tensor | None = None
     volume_hypotheses: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
+    up_to_a_constant: bool = False
 
 
 class BatchTeacher(Protocol):
@@ -121,10 +124,16 @@ class BatchTeacher(Protocol):
 
 
 class NetworkTeacher:
-    """A network in memory, asked about each batch as the student sees it, colours and all."""
+    """A network in memory, asked about each batch as the student sees it, colours and all.
 
-    def __init__(self, network: StereoNetwork) -> None:
+    Args:
+        network: put in eval mode, and never trained.
+        precision: of its arithmetic, as the trainer's: 'no', 'bf16' or 'fp16'.
+    """
+
+    def __init__(self, network: StereoNetwork, precision: str = 'no') -> None:
         self.network = network.eval().requires_grad_(False)
+        self.dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherAnswer:
@@ -136,7 +145,8 @@ class NetworkTeacher:
             network.normalize(F.pad(image.float(), pad, mode='replicate'))
             for image in (batch.left, batch.right)
         ]
-        output = network(*images)
+        with torch.autocast(batch.left.device.type, self.dtype, enabled=self.dtype is not None):
+            output = network(*images)
         logits, hypotheses = finest_distribution(output)
         volume, volume_hypotheses = logits, hypotheses
         scores = output.features.get('scores')
@@ -163,14 +173,52 @@ class NetworkTeacher:
 
 
 class StoredTeacher:
-    """Answers that were computed before and came along with the pairs."""
+    """Answers that were computed before and came along with the pairs.
+
+    They are those to the whole pairs, without the colours and the crop of the batch.
+    """
 
     def __call__(self, batch: Batch) -> TeacherAnswer:
         if batch.teacher_disparity is None:
             raise DistillError(
                 'the pairs carry no teacher answers; fill the cache, or give a teacher network'
             )
-        return TeacherAnswer(batch.teacher_disparity, batch.teacher_confidence)
+        disparity, confidence = batch.teacher_disparity, batch.teacher_confidence
+        if batch.teacher_indices is None:
+            return TeacherAnswer(disparity, confidence)
+        probabilities, hypotheses = stored_distribution(batch)
+        scores = as_logits(probabilities)
+        return TeacherAnswer(
+            disparity,
+            confidence,
+            logits=scores,
+            hypotheses=hypotheses,
+            volume=scores,
+            volume_hypotheses=hypotheses,
+            up_to_a_constant=True,
+        )
+
+
+def stored_distribution(batch: Batch) -> tuple[Tensor, Tensor]:
+    """All of the distributions of which a batch carries the most probable values.
+
+    What the K leave over is spread evenly on the other hypotheses, as `TopK.dense` does. A
+    pair that was magnified has magnified hypotheses; it is brought to the common ones.
+
+    Returns:
+        probabilities (B, D, h, w) float32 and hypotheses (D,) px.
+    """
+    hypotheses = batch.teacher_hypotheses
+    kept = batch.teacher_probabilities.float()
+    count = hypotheses.shape[1]
+    total = kept.sum(1, keepdim=True)
+    kept = kept / total.clamp(min=1.0)
+    rest = (1.0 - total).clamp(min=0.0) / max(count - kept.shape[1], 1)
+    full = rest.repeat(1, count, 1, 1).scatter(1, batch.teacher_indices.long(), kept)
+    full = full / full.sum(1, keepdim=True)
+    # Hypotheses differ by the magnification alone; the largest range holds all of the mass.
+    common = hypotheses[hypotheses.amax(1).argmax()]
+    return torch.cat([rebin(p[None], own, common) for p, own in zip(full, hypotheses)]), common
 
 
 def finest_distribution(output: StereoOutput) -> tuple[Tensor | None, Tensor | None]:
@@ -356,6 +404,8 @@ class Objective:
             student = losses.resample_logits(
                 logits, hypotheses, answer.volume_hypotheses, tuple(size)
             )
+            if answer.up_to_a_constant:
+                student = student.log_softmax(1)
             known = None
         else:
             probabilities, known = teacher_distribution(

@@ -55,6 +55,9 @@ def generate(
     height: Annotated[int, typer.Option(min=64, help='Pixels.')] = 288,
     width: Annotated[int, typer.Option(min=64, help='Pixels.')] = 576,
     seed: Annotated[int, typer.Option(help='The same seed gives the same pairs.')] = 0,
+    max_disparity: Annotated[
+        float, typer.Option(min=4, help='Pixels; no pair has a larger one.')
+    ] = 192.0,
     workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 2,
     textures: Annotated[
         Path | None, typer.Option(help='Texture bank; synthetic textures alone without it.')
@@ -64,7 +67,14 @@ def generate(
     from stereo_kd_training.datasets.procedural import generate_pool
 
     generate_pool(
-        out, pairs, height=height, width=width, seed=seed, workers=workers, textures=textures
+        out,
+        pairs,
+        height=height,
+        width=width,
+        seed=seed,
+        workers=workers,
+        textures=textures,
+        max_disparity_px=max_disparity,
     )
 
 
@@ -250,24 +260,30 @@ def run(
 @app.command()
 @readable_errors
 def ablate(
-    name: Annotated[str, typer.Argument(help='signal, loss, modules, compact or distil_prune.')],
+    name: Annotated[
+        str, typer.Argument(help='signal, loss, modules, compact, distil_prune, or all of them.')
+    ],
     pool: Annotated[Path, typer.Option(help='Pool made by generate.')],
     out: Annotated[Path, typer.Option('--out', '-o', help='Folder; continued when begun.')],
     steps: Annotated[int, typer.Option(min=1, help='Of every student.')] = 400,
+    tune_steps: Annotated[
+        int, typer.Option(min=1, help='That distil_prune adds, with prunings or without.')
+    ] = 200,
     teacher_steps: Annotated[int, typer.Option(min=1, help='Of the one teacher.')] = 1200,
     seeds: Annotated[int, typer.Option(min=1, help='Runs per variant.')] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help='Crops per step.')] = 4,
     crop: Annotated[str, typer.Option(help='WIDTHxHEIGHT of a crop.')] = '256x128',
+    max_disparity: Annotated[int, typer.Option(min=16, help='Of every network, in px.')] = 128,
     student: Annotated[
         str, typer.Option(help='Instead of dtpnet where its own parts are not compared.')
     ] = 'dtpnet',
     holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
     threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
 ) -> None:
-    """Repeat a table of the papers at a small budget, over several seeds."""
+    """Repeat tables of the papers at a small budget, over several seeds; resumable."""
     import torch
 
-    from stereo_kd_training.ablation import Budget, as_markdown, run_ablation
+    from stereo_kd_training.ablation import ABLATIONS, Budget, as_markdown, run_ablation
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -278,16 +294,19 @@ def ablate(
     }
     budget = Budget(
         steps=steps,
+        tune_steps=tune_steps,
         teacher_steps=teacher_steps,
         batch_size=batch_size,
         crop_height=height,
         crop_width=width,
+        max_disparity_px=max_disparity,
         seeds=seeds,
         student=student,
     )
-    with stage_bars() as report:
-        result = run_ablation(name, out, data, budget, report)
-    console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
+    for table in ABLATIONS if name == 'all' else [name]:
+        with stage_bars() as report:
+            result = run_ablation(table, out, data, budget, report)
+        console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

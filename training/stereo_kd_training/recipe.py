@@ -95,8 +95,13 @@ class TeacherSection(_Section):
         onnx, adapter: any ONNX file.
         folder: disparities computed elsewhere.
         consistency_px: lower the confidence where left and right disagree.
-        cache: keep answers on disk before the student starts. Needed for onnx and folder;
-            a network without it answers every crop, which distributions and features need.
+        cache: keep answers on disk before the student starts. Needed for onnx and folder; a
+            network without it answers every crop, colours and all, which features need.
+        top_k: with the cache of a network, also keep each pixel's most probable hypotheses
+            (float16), from which losses on distributions learn. Without, they learn from a
+            Laplace distribution round the disparity.
+        top_k_cell: pixels of a cell of these distributions.
+        cache_folder: share the answers between runs; in the run folder otherwise.
     """
 
     network: str | None = None
@@ -107,6 +112,9 @@ class TeacherSection(_Section):
     folder: str | None = None
     consistency_px: float | None = None
     cache: bool = False
+    top_k: int = Field(0, ge=0)
+    top_k_cell: int = Field(4, ge=1)
+    cache_folder: str | None = None
 
     @model_validator(mode='after')
     def _one_kind(self) -> TeacherSection:
@@ -115,11 +123,16 @@ class TeacherSection(_Section):
             raise ValueError('a teacher is one of network, onnx, folder')
         if kinds[0] != 'network' and not self.cache:
             raise ValueError(f'a teacher by {kinds[0]} needs cache: true')
+        if self.top_k and (kinds[0] != 'network' or not self.cache):
+            raise ValueError('top_k is for the cache of a teacher by network')
+        if self.cache_folder is not None and not self.cache:
+            raise ValueError('cache_folder needs cache: true')
         return self
 
     def description(self) -> dict[str, Any]:
         """For `teachers.build_teacher`."""
-        given = self.model_dump(exclude={'cache'}, exclude_none=True)
+        ours = {'cache', 'cache_folder', 'top_k', 'top_k_cell'}
+        given = self.model_dump(exclude=ours, exclude_none=True)
         return {key: value for key, value in given.items() if value != {}}
 
 

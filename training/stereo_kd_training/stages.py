@@ -56,6 +56,7 @@ from stereo_kd_training.teacher_cache import TeacherCache
 from stereo_kd_training.teachers import (
     ConsistencyChecked,
     Teacher,
+    TopK,
     TorchTeacher,
     build_teacher,
 )
@@ -86,6 +87,7 @@ class NamedPair:
         left, right: (H, W, 3) uint8 RGB.
         disparity: (H, W) float32 px, NaN unknown.
         teacher_disparity, teacher_confidence: (H, W), where a cache was read along.
+        teacher_distribution: where the cache keeps one.
     """
 
     name: str
@@ -94,6 +96,7 @@ class NamedPair:
     disparity: np.ndarray
     teacher_disparity: np.ndarray | None = None
     teacher_confidence: np.ndarray | None = None
+    teacher_distribution: TopK | None = None
 
 
 class Pairs(Sequence[NamedPair]):
@@ -155,7 +158,13 @@ class TaughtPairs(Sequence[NamedPair]):
         pair = self._pairs[index]
         answer = self._cache.predict(pair.left, pair.right, pair.name)
         return NamedPair(
-            pair.name, pair.left, pair.right, pair.disparity, answer.disparity, answer.confidence
+            pair.name,
+            pair.left,
+            pair.right,
+            pair.disparity,
+            answer.disparity,
+            answer.confidence,
+            answer.distribution,
         )
 
 
@@ -441,7 +450,8 @@ class RecipeRun:
     def _batch_teacher(self) -> BatchTeacher:
         if self.recipe.teacher.cache:
             return StoredTeacher()
-        return NetworkTeacher(self._load_teacher_network())
+        precision = self.recipe.distill.training.precision
+        return NetworkTeacher(self._load_teacher_network(), precision)
 
     def _pairs_for(self, section: Training) -> Sequence[NamedPair]:
         loss = section.loss
@@ -457,10 +467,13 @@ class RecipeRun:
             if section.network is None:
                 teacher = build_teacher(section.description())
             else:
-                teacher = TorchTeacher(self._load_teacher_network())
+                teacher = TorchTeacher(
+                    self._load_teacher_network(), section.top_k, cell=section.top_k_cell
+                )
                 if section.consistency_px is not None:
                     teacher = ConsistencyChecked(teacher, section.consistency_px)
-            self._answers = TeacherCache(self.folder / 'cache', teacher)
+            folder = section.cache_folder or self.folder / 'cache'
+            self._answers = TeacherCache(folder, teacher)
         return self._answers
 
     def _load_teacher_network(self) -> StereoNetwork:
@@ -523,7 +536,8 @@ class RecipeRun:
         asked = self.recipe.model_dump(mode='json')
         path = self.folder / 'recipe.json'
         if path.is_file():
-            before = json.loads(path.read_text())
+            # Through the model, so that a run from before a key existed has its default.
+            before = Recipe.model_validate_json(path.read_text()).model_dump(mode='json')
             differing = [key for key in asked if before.get(key) != asked[key]]
             if differing:
                 raise RecipeError(

@@ -121,6 +121,9 @@ class Batch:
         disparity: (B, H, W) px, NaN unknown.
         teacher_disparity: (B, H, W) px, NaN unknown, where the pairs carry a teacher's answer.
         teacher_confidence: (B, H, W) in [0, 1], with it.
+        teacher_indices: (B, K, h, w) of the most probable hypotheses, where it was kept.
+        teacher_probabilities: (B, K, h, w) float16, with them.
+        teacher_hypotheses: (B, D) px, with them; those of a magnified pair are magnified.
     """
 
     left: Tensor
@@ -128,6 +131,9 @@ class Batch:
     disparity: Tensor
     teacher_disparity: Tensor | None = None
     teacher_confidence: Tensor | None = None
+    teacher_indices: Tensor | None = None
+    teacher_probabilities: Tensor | None = None
+    teacher_hypotheses: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -179,9 +185,26 @@ class Window:
         """Of any map (H, W), nearest: an average of two surfaces is one that is not there."""
         return self._resized(values, cv2.INTER_NEAREST)
 
+    @property
+    def magnification(self) -> np.float32:
+        """By which disparities grow."""
+        return np.float32(self.width / self.source_width)
+
     def disparity(self, disparity: np.ndarray) -> np.ndarray:
         """Of a disparity (H, W), which grows with the width."""
-        return self.values(disparity) * np.float32(self.width / self.source_width)
+        return self.values(disparity) * self.magnification
+
+    def cells(self, values: np.ndarray, factor: int) -> np.ndarray:
+        """Of a map (K, h, w) over cells of `factor` pixels: for each cell of the crop the one
+        that its centre lies in. (K, height / factor, width / factor)."""
+
+        def chosen(start: int, source: int, wanted: int, count: int) -> np.ndarray:
+            centres = start + (np.arange(-(-wanted // factor)) + 0.5) * factor * source / wanted
+            return np.clip((centres / factor).astype(np.int64), 0, count - 1)
+
+        rows = chosen(self.y, self.source_height, self.height, values.shape[-2])
+        columns = chosen(self.x, self.source_width, self.width, values.shape[-1])
+        return values[:, rows[:, None], columns]
 
     def _resized(self, full: np.ndarray, interpolation: int) -> np.ndarray:
         part = full[self.y : self.y + self.source_height, self.x : self.x + self.source_width]
@@ -196,8 +219,11 @@ def random_window(
     width: int,
     generator: np.random.Generator,
     scale_probability: float = 0.0,
+    cell: int = 1,
 ) -> Window:
     """Where to crop a pair of `shape` (H, W), sometimes magnified or shrunk.
+
+    Windows begin at multiples of `cell` pixels, so that those of the same size hold whole cells.
 
     Raises:
         TrainingError: the pair is smaller than the crop.
@@ -216,6 +242,7 @@ def random_window(
     source_width = min(full_width, round(width / scale))
     y = int(generator.integers(0, full_height - source_height + 1))
     x = int(generator.integers(0, full_width - source_width + 1))
+    y, x = y - y % cell, x - x % cell
     return Window(y, x, source_height, source_width, height, width)
 
 
@@ -274,15 +301,18 @@ def make_batch(
         raise TrainingError(f'batch_size {config.batch_size} does not divide by {ranks} processes')
     lefts, rights, disparities = [], [], []
     teacher_disparities, confidences = [], []
+    indices, probabilities, hypotheses = [], [], []
     for item in range(rank, config.batch_size, ranks):
         generator = np.random.default_rng((config.seed, step, item))
         pair = source[int(generator.integers(len(source)))]
+        top = getattr(pair, 'teacher_distribution', None)
         window = random_window(
             pair.disparity.shape,
             config.crop_height,
             config.crop_width,
             generator,
             config.scale_probability,
+            1 if top is None else top.factor,
         )
         left, right = window.image(pair.left), window.image(pair.right)
         if generator.random() < config.colour_probability:
@@ -294,13 +324,17 @@ def make_batch(
         if taught is not None:
             teacher_disparities.append(window.disparity(taught))
             confidences.append(window.values(pair.teacher_confidence))
+        if top is not None:
+            indices.append(window.cells(top.indices, top.factor))
+            probabilities.append(window.cells(top.probabilities, top.factor))
+            hypotheses.append(top.hypotheses * window.magnification)
 
     def planes(images: list[np.ndarray]) -> Tensor:
         # Channels last in memory, as the cameras give it and as the CPU convolves faster.
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    def maps(values: list[np.ndarray]) -> Tensor | None:
-        return torch.from_numpy(np.stack(values).astype(np.float32)) if values else None
+    def maps(values: list[np.ndarray], kind: type = np.float32) -> Tensor | None:
+        return torch.from_numpy(np.stack(values).astype(kind)) if values else None
 
     return Batch(
         planes(lefts),
@@ -308,6 +342,9 @@ def make_batch(
         maps(disparities),
         maps(teacher_disparities),
         maps(confidences),
+        maps(indices, np.int32),
+        maps(probabilities, np.float16),
+        maps(hypotheses),
     )
 
 
