@@ -16,20 +16,22 @@ import pytest
 from stereo_kd_ros import children
 from stereo_kd_ros.children import Child, ChildError, stop_requests
 
-SLEEP = 'import time; print("up", flush=True); time.sleep(60)'
+SLEEP = 'import time; print("up", flush=True); time.sleep(600)'
+PATIENCE_S = 100.0
 STUBBORN = 'import signal; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; ' + SLEEP
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return 'Z' not in Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
+    return 'Z' not in stat.rsplit(')', 1)[1].split()[0]
 
 
 def _wait_for_log(log: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not (log.exists() and 'up' in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -75,7 +77,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent_program = (
         'import sys, time; from pathlib import Path; from stereo_kd_ros.children import Child\n'
         f'with Child("c", [sys.executable, "-c", {SLEEP!r}], log=Path({str(log)!r})) as child:\n'
-        '    print(child.pid, flush=True); time.sleep(60)'
+        '    print(child.pid, flush=True); time.sleep(600)'
     )
     parent = subprocess.Popen(
         [sys.executable, '-c', parent_program], stdout=subprocess.PIPE, text=True
@@ -88,7 +90,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while _alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)

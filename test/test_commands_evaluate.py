@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,22 @@ from stereo_kd_ros.disparity_io import write_pfm
 
 WIDTH, HEIGHT, DISPARITY_PX, PAIRS = 96, 64, 5, 12
 CAMERA = StereoCamera.from_intrinsics(fx=60.0, baseline_m=0.5, width=WIDTH, height=HEIGHT)
+
+# The command, killed without warning when its tenth line is on the disk.
+DIES_HALF_WAY = """
+import os, signal
+fsync, lines = os.fsync, []
+
+def fsync_and_die(descriptor):
+    fsync(descriptor)
+    lines.append(descriptor)
+    if len(lines) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync_and_die
+from stereo_kd_ros.commands.main import main
+main()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -114,17 +130,11 @@ def test_killed_and_run_again_it_ends_the_same(root: Path, tmp_path: Path) -> No
     assert _run(root, tmp_path / 'whole', *arguments)[0] == 0
     lines = tmp_path / 'killed/near.jsonl'
     command = _arguments(root, tmp_path / 'killed', *arguments)
-    victim = subprocess.Popen(
-        [sys.executable, '-m', 'stereo_kd_ros.commands.main', *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    victim = subprocess.run(
+        [sys.executable, '-c', DIES_HALF_WAY, *command], capture_output=True, text=True
     )
-    deadline = time.monotonic() + 60
-    while victim.poll() is None and not (lines.exists() and lines.read_text().count('\n') > 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    victim.kill()
-    victim.wait()
+    assert victim.returncode == -signal.SIGKILL, victim.stdout + victim.stderr
+    assert 1 < lines.read_text().count('\n') < PAIRS
     assert not (tmp_path / 'killed/report.json').exists()
 
     assert _run(root, tmp_path / 'killed', *arguments)[0] == 0

@@ -67,7 +67,7 @@ def run(*command: object, cwd: Path, **variables: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, f'{command}:\n{done.stdout[-4000:]}'
     return done.stdout

@@ -35,7 +35,7 @@ def run_in_two_processes(script: str, *arguments: str) -> None:
         )
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=280)
+            _, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, errors.decode()[-3000:]
     finally:
         for worker in workers:
