@@ -52,6 +52,8 @@ from stereo_kd_ros.metrics import (
     fill_holes_row_background,
     sparsification_auc,
 )
+from stereo_kd_ros.model import resolve_model
+from stereo_kd_ros.onnx_peer import OnnxPeer, open_onnx_peer
 from stereo_kd_ros.results import machine, path_sha256, percentiles, rounded
 from stereo_kd_ros.truth import TruthFiles, TruthSource, TruthTopic
 
@@ -153,6 +155,49 @@ class ModelMatcher:
             'version': manifest.version if manifest else None,
             'network': manifest.network if manifest else None,
         }
+
+
+class PeerMatcher:
+    """A foreign network, such as HITNet, as `onnx_peer` opens it."""
+
+    def __init__(self, name: str, peer: OnnxPeer) -> None:
+        self.name = name
+        self._peer = peer
+
+    def match(self, left: np.ndarray, right: np.ndarray) -> Answer:
+        """Infer; what it places behind infinity is no answer."""
+        started = time.perf_counter()
+        disparity = self._peer(left, right)
+        elapsed_ms = (time.perf_counter() - started) * 1e3
+        return Answer(np.where(disparity > 0, disparity, np.nan), None, elapsed_ms)
+
+    def describe(self) -> dict[str, Any]:
+        """File, hash and adapter."""
+        return {
+            'file': self._peer.path.name,
+            'sha256': path_sha256(self._peer.path),
+            'provider': 'cpu',
+            'version': None,
+            'network': repr(self._peer.adapter),
+        }
+
+
+def open_matcher(text: str, provider: str) -> Matcher:
+    """A matcher by the words of a command line.
+
+    Args:
+        text: an ONNX file of our contract, a shipped model's name, or a foreign network as
+            `NAME=FILE.onnx`, where NAME has a known adapter, or `NAME=FILE.onnx@YAML`.
+        provider: of the former two.
+
+    Raises:
+        ModelError: There is no such model.
+        OnnxPeerError: The file of a foreign network or its adapter is at fault.
+    """
+    name, separator, file = text.partition('=')
+    if separator:
+        return PeerMatcher(name, open_onnx_peer(name, file))
+    return ModelMatcher(resolve_model(text).resolve(), provider)
 
 
 class SgbmMatcher:

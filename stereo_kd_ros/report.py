@@ -8,21 +8,11 @@ returned, the per-pair lines it left, and a few pictures.
 
 from __future__ import annotations
 
-import base64
-import html
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-# Colours that stay apart for the colour-blind and on paper (Okabe and Ito).
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-_PLOT_WIDTH, _PLOT_HEIGHT, _MARGIN = 560, 190, 44
-_PICTURE_WIDTH_PX = 1400
+from stereo_kd_ros.html_page import Picture, figure, legend, number, page, plot, table, text
 
 # Figures of a model as tables show them: name in report.json, title, digits.
 TABLE = (
@@ -66,27 +56,6 @@ RMS distance of the two largest planes from flat; flicker, change of disparity a
 from SGBM, difference where SGBM answers. These compare models on one bag and are no accuracy.
 """
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;
-color:#1b1b1b;background:#fff}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}
-table{border-collapse:collapse;font-size:.9em;display:block;overflow-x:auto}
-th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-.plots{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0 0 1em}
-figcaption{font-size:.85em;color:#444}img{max-width:100%;height:auto}
-.pass{color:#006b4f;font-weight:600}.fail{color:#b00020;font-weight:600}.note{color:#555}
-svg text{font:11px system-ui,sans-serif;fill:#444}
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An RGB uint8 picture (H, W, 3) and what to say under it."""
-
-    pixels: np.ndarray
-    caption: str
-
 
 def write_html(
     path: Path,
@@ -103,7 +72,7 @@ def write_html(
         pictures: Shown at the end, in this order.
     """
     body = [
-        f'<h1>{_text(report["bag"]["name"])}</h1>',
+        f'<h1>{text(report["bag"]["name"])}</h1>',
         _introduction(report),
         _gate(report),
         '<h2>Figures</h2>',
@@ -112,20 +81,16 @@ def write_html(
         _ranges_table(report['models']),
         _live_table(report['models']),
         '<h2>Along the bag</h2>',
-        _legend(report['models']),
+        legend([model['name'] for model in report['models']]),
         '<div class="plots">',
-        *(_plot(title, _series(lines, name)) for name, title in _PLOTS),
-        _plot('time in the model: share of pairs within, ms', _cumulative(lines), 'ms'),
+        *(plot(title, _series(lines, name)) for name, title in _PLOTS),
+        plot('time in the model: share of pairs within, ms', _cumulative(lines), 'ms'),
         '</div>',
     ]
     if pictures:
         body.append('<h2>Pictures</h2>')
-        body += [_figure(picture) for picture in pictures]
-    path.write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<title>{_text(report["bag"]["name"])}: stereo evaluation</title>'
-        f'<style>{_STYLE}</style>\n' + '\n'.join(part for part in body if part) + '</html>\n'
-    )
+        body += [figure(picture) for picture in pictures]
+    path.write_text(page(f'{report["bag"]["name"]}: stereo evaluation', body))
 
 
 def _introduction(report: Mapping[str, Any]) -> str:
@@ -140,9 +105,9 @@ def _introduction(report: Mapping[str, Any]) -> str:
     return (
         f'<p>{report["pairs_in_bag"]} pairs of {width}×{height}, f {camera["fx_px"]:g} px, '
         f'baseline {camera["baseline_m"]:g} m; {unpaired} images without partner. '
-        f'Measured on {_text(computer["cpu"])} ({computer["cores"]} cores).{warning}</p>'
+        f'Measured on {text(computer["cpu"])} ({computer["cores"]} cores).{warning}</p>'
         f'<p class="note">bag {report["bag"]["sha256"][:16]}, '
-        f'left image {_text(report["topics"]["left_image"])}</p>'
+        f'left image {text(report["topics"]["left_image"])}</p>'
     )
 
 
@@ -155,19 +120,19 @@ def _gate(report: Mapping[str, Any]) -> str:
         word = 'passed' if verdict['passed'] else 'not passed'
         absent = f' (not measured: {", ".join(verdict["absent"])})' if verdict['absent'] else ''
         kind = 'pass' if verdict['passed'] else 'fail'
-        rows.append(f'<li>{_text(name)}: <span class="{kind}">{word}</span>{_text(absent)}</li>')
-    return f'<p>Gate <code>{_text(gate["condition"])}</code>:</p><ul>{"".join(rows)}</ul>'
+        rows.append(f'<li>{text(name)}: <span class="{kind}">{word}</span>{text(absent)}</li>')
+    return f'<p>Gate <code>{text(gate["condition"])}</code>:</p><ul>{"".join(rows)}</ul>'
 
 
 def _figures_table(models: Sequence[Mapping[str, Any]]) -> str:
-    head = '<th></th>' + ''.join(f'<th>{_text(model["name"])}</th>' for model in models)
+    head = '<th></th>' + ''.join(f'<th>{text(model["name"])}</th>' for model in models)
     rows = [
         f'<td>{title}</td>'
-        + ''.join(f'<td>{_number(model.get(key), digits)}</td>' for model in models)
+        + ''.join(f'<td>{number(model.get(key), digits)}</td>' for model in models)
         for key, title, digits in TABLE
         if any(model.get(key) is not None for model in models)
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _ranges_table(models: Sequence[Mapping[str, Any]]) -> str:
@@ -183,9 +148,9 @@ def _ranges_table(models: Sequence[Mapping[str, Any]]) -> str:
         cells = []
         for place in used:
             item = model['ranges'][place] if model['ranges'] else {'mae_m': None, 'epe_px': None}
-            cells.append(f'<td>{_number(item["mae_m"], 3)} ({_number(item["epe_px"], 2)})</td>')
-        rows.append(f'<td>{_text(model["name"])}</td>' + ''.join(cells))
-    return '<h2>By range</h2>' + _table(head, rows)
+            cells.append(f'<td>{number(item["mae_m"], 3)} ({number(item["epe_px"], 2)})</td>')
+        rows.append(f'<td>{text(model["name"])}</td>' + ''.join(cells))
+    return '<h2>By range</h2>' + table(head, rows)
 
 
 def _live_table(models: Sequence[Mapping[str, Any]]) -> str:
@@ -211,23 +176,11 @@ def _live_table(models: Sequence[Mapping[str, Any]]) -> str:
         causes = ', '.join(f'{number} {cause}' for cause, number in dropped.items()) or '0'
         latency = run['stamp_to_publish_ms']
         cells = [run['pairs_sent'], run['pairs_published'], causes]
-        cells += [_number(latency[rank], 1) for rank in ('p50', 'p95', 'p99')]
+        cells += [number(latency[rank], 1) for rank in ('p50', 'p95', 'p99')]
         rows.append(
-            f'<td>{_text(model["name"])}</td>' + ''.join(f'<td>{cell}</td>' for cell in cells)
+            f'<td>{text(model["name"])}</td>' + ''.join(f'<td>{cell}</td>' for cell in cells)
         )
-    return '<h2>Live, stamp to publish</h2>' + _table(head, rows)
-
-
-def _table(head: str, rows: Sequence[str]) -> str:
-    return f'<table><tr>{head}</tr>' + ''.join(f'<tr>{row}</tr>' for row in rows) + '</table>'
-
-
-def _legend(models: Sequence[Mapping[str, Any]]) -> str:
-    entries = [
-        f'<span style="color:{_colour(place)}">■</span> {_text(model["name"])}'
-        for place, model in enumerate(models)
-    ]
-    return f'<p>{" &nbsp; ".join(entries)}</p>'
+    return '<h2>Live, stamp to publish</h2>' + table(head, rows)
 
 
 def _series(
@@ -255,75 +208,3 @@ def _cumulative(
         times = sorted(record['inference_ms'] for record in records)
         series.append([(value, (place + 1) / len(times)) for place, value in enumerate(times)])
     return series
-
-
-def _plot(title: str, series: list[list[tuple[float, float]]], x_title: str = 'pair') -> str:
-    points = [point for line in series for point in line]
-    if not points:
-        return ''
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = max(y for _, y in points) or 1.0
-    x_span = (x_high - x_low) or 1.0
-    inner_width, inner_height = _PLOT_WIDTH - 2 * _MARGIN, _PLOT_HEIGHT - 2 * _MARGIN + 20
-
-    def place(x: float, y: float) -> str:
-        across = _MARGIN + inner_width * (x - x_low) / x_span
-        down = 24 + inner_height * (1 - y / y_high)
-        return f'{across:.1f},{down:.1f}'
-
-    drawn = []
-    for number, line in enumerate(series):
-        if len(line) == 1:
-            across, down = place(*line[0]).split(',')
-            drawn.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{_colour(number)}"/>')
-        elif line:
-            path = ' '.join(place(*point) for point in line)
-            drawn.append(
-                f'<polyline points="{path}" fill="none" stroke="{_colour(number)}" '
-                'stroke-width="1.6"/>'
-            )
-    bottom = 24 + inner_height
-    right = _MARGIN + inner_width
-    return (
-        f'<svg role="img" aria-label="{_text(title)}" width="{_PLOT_WIDTH}" '
-        f'height="{_PLOT_HEIGHT}" viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT}">'
-        f'<text x="{_MARGIN}" y="14">{_text(title)}</text>'
-        f'<path d="M{_MARGIN},24 V{bottom} H{right}" fill="none" stroke="#999"/>'
-        f'<text x="{_MARGIN - 4}" y="30" text-anchor="end">{_scale(y_high)}</text>'
-        f'<text x="{_MARGIN - 4}" y="{bottom}" text-anchor="end">0</text>'
-        f'<text x="{_MARGIN}" y="{bottom + 16}">{_scale(x_low)}</text>'
-        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{_scale(x_high)} '
-        f'{_text(x_title)}</text>' + ''.join(drawn) + '</svg>'
-    )
-
-
-def _figure(picture: Picture) -> str:
-    pixels = picture.pixels
-    if pixels.shape[1] > _PICTURE_WIDTH_PX:
-        scale = _PICTURE_WIDTH_PX / pixels.shape[1]
-        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(
-        '.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 88)
-    )[1]
-    content = base64.b64encode(encoded.tobytes()).decode()
-    caption = _text(picture.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{content}">'
-        f'<figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return '–' if value is None or math.isnan(value) else f'{value:.{digits}f}'
-
-
-def _scale(value: float) -> str:
-    return f'{value:.0f}' if value >= 100 or value == int(value) else f'{value:.3g}'
-
-
-def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))

@@ -25,8 +25,10 @@ from stereo_kd_ros.evaluation import (
     Options,
     SgbmMatcher,
     evaluate,
+    open_matcher,
     selected_frames,
 )
+from stereo_kd_ros.onnx_peer import OnnxPeerError
 
 WIDTH, HEIGHT, DISPARITY_PX, PAIRS = 96, 48, 6, 4
 CAMERA = StereoCamera.from_intrinsics(fx=60.0, baseline_m=0.5, width=WIDTH, height=HEIGHT)
@@ -167,6 +169,44 @@ def test_agreement_with_a_teacher(drive: Path, tmp_path: Path) -> None:
     assert near['epe_px'] is None
     with pytest.raises(EvaluationError, match='another teacher'):
         evaluate(drive / 'bag', [OffsetMatcher(1)], tmp_path)
+
+
+def test_a_foreign_network_teaches_by_its_adapter(drive: Path, tmp_path: Path) -> None:
+    """One of two inputs that answers left - right: white minus black is a disparity."""
+    onnx = pytest.importorskip('onnx', reason='builds its network with onnx')
+    pytest.importorskip('yaml', reason='reads its adapter with PyYAML')
+    shape = [1, 3, None, None]
+    pair = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ('l', 'r', 'd')
+    ]
+    red = onnx.helper.make_tensor('red', onnx.TensorProto.INT64, [1], [0])
+    nodes = [
+        onnx.helper.make_node('Constant', [], ['red'], value=red),
+        onnx.helper.make_node('Sub', ['l', 'r'], ['all']),
+        onnx.helper.make_node('Gather', ['all', 'red'], ['d'], axis=1),
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, 'difference', pair[:2], pair[2:]),
+        opset_imports=[onnx.helper.make_opsetid('', 17)],
+    )
+    model.ir_version = 8
+    onnx.save(model, tmp_path / 'difference.onnx')
+    adapter = tmp_path / 'adapter.yaml'
+    adapter.write_text('scale: 1.0\noutput_scale: 0.1\n')
+    matcher = open_matcher(f'difference={tmp_path}/difference.onnx@{adapter}', 'cpu')
+    right = np.zeros((40, 50, 3), np.uint8)
+    answer = matcher.match(np.full_like(right, 60), right)
+    assert answer.disparity.shape == (40, 50) and answer.confidence is None
+    np.testing.assert_allclose(answer.disparity, 6.0)
+    assert np.isnan(matcher.match(right, np.full_like(right, 60)).disparity).all()
+
+    report = evaluate(drive / 'bag', [OffsetMatcher(0)], tmp_path / 'out', teacher=matcher)
+    assert report['teacher']['name'] == 'difference'
+    assert len(report['teacher']['sha256']) == 64
+    assert report['models'][0]['teacher_difference_px'] is not None
+    with pytest.raises(OnnxPeerError, match='no known adapter'):
+        open_matcher(f'other={tmp_path}/difference.onnx', 'cpu')
 
 
 def test_a_finished_part_can_be_extended(drive: Path, tmp_path: Path) -> None:

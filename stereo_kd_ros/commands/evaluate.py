@@ -43,7 +43,10 @@ def evaluate(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help='ONNX file or shipped model that the others should agree with.'),
+        typer.Option(
+            help='What the models should agree with: ONNX file, shipped model, or a foreign '
+            'network as hitnet=FILE.onnx or NAME=FILE.onnx@ADAPTER.yaml.'
+        ),
     ] = None,
     gate: Annotated[
         str | None, typer.Option(help='Such as "bad3<5 and p95_ms<33": else exit code 1.')
@@ -76,6 +79,7 @@ def evaluate(
         ModelMatcher,
         Options,
         SgbmMatcher,
+        open_matcher,
         read_lines,
     )
     from stereo_kd_ros.evaluation import evaluate as run_evaluation
@@ -113,7 +117,7 @@ def evaluate(
             output,
             options,
             lambda done, total: progress.update(task, completed=done, total=total),
-            ModelMatcher(resolve_model(teacher).resolve(), provider) if teacher else None,
+            open_matcher(teacher, provider) if teacher else None,
         )
     if realtime:
         for path, result in zip(paths, report['models']):
