@@ -48,6 +48,8 @@ setup(
         (f'share/{NAME}/launch', sorted(glob('launch/*.launch.py'))),
         (f'share/{NAME}/config', sorted(glob('config/*.*'))),
         (f'share/{NAME}/config/rigs', sorted(glob('config/rigs/*.yaml'))),
+        (f'share/{NAME}/config/rviz', sorted(glob('config/rviz/*.rviz'))),
+        (f'share/{NAME}/config/foxglove', sorted(glob('config/foxglove/*.json'))),
         (f'share/{NAME}/models', sorted(glob('models/*.onnx'))),
         (f'share/{NAME}/recipes', sorted(glob('training/recipes/*.yaml'))),
     ],

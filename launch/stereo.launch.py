@@ -15,16 +15,17 @@ import os
 from pathlib import Path
 
 import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from stereo_kd_ros.launch_graph import LAYOUT, SIDES, PlannedNode, input_topics, rectifiers, viewer
 from stereo_kd_ros.transport import apply_fastdds_profile, share_file
 
 PARAMETERS_FILE = share_file('config/stereo.yaml')
 RIGS = sorted(path.stem for path in (PARAMETERS_FILE.parent / 'rigs').glob('*.yaml'))
-SIDES = ('left', 'right')
 FLAG = ['true', 'false']
 
 ARGUMENTS = [
@@ -66,8 +67,9 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'launch_image_proc',
         default_value='false',
-        choices=FLAG,
-        description='Rectify <side>_namespace/image_raw with image_proc first',
+        choices=['false', 'true', 'bayer'],
+        description='Rectify <side>_namespace/image_raw with image_proc first; bayer: colour '
+        'filter images, debayered before',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -80,6 +82,17 @@ ARGUMENTS = [
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
         description='Least severity that is logged',
+    ),
+    DeclareLaunchArgument(
+        'rviz',
+        default_value='false',
+        choices=FLAG,
+        description='Open RViz with the cloud and the pictures, where rviz2 is installed',
+    ),
+    DeclareLaunchArgument(
+        'rviz_frame',
+        default_value='',
+        description='Fixed frame of RViz: frame_id of the left image; empty: from the layout',
     ),
 ]
 
@@ -98,16 +111,10 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         return LaunchConfiguration(name).perform(context)
 
     use_sim_time = argument('use_sim_time') == 'true'
-    topics = {
-        f'{side}/{topic}': f'{argument(f"{side}_namespace")}/{topic}'
-        for side in SIDES
-        for topic in ('image_rect', 'camera_info')
-    }
-    parameters: dict[str, object] = {}
-    if argument('rig'):
-        rig = _rig(argument('rig'))
-        topics.update(rig['topics'])
-        parameters.update(rig['parameters'])
+    namespaces = {side: argument(f'{side}_namespace') for side in SIDES}
+    rig = _rig(argument('rig')) if argument('rig') else {'topics': {}, 'parameters': {}}
+    topics = input_topics(namespaces, rig['topics'])
+    parameters = dict(rig['parameters'])
     parameters.update({name: argument(name) for name in ('model', 'provider') if argument(name)})
     stereo_node = Node(
         package='stereo_kd_ros',
@@ -119,25 +126,42 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         ros_arguments=['--log-level', argument('log_level')],
         output='screen',
     )
-    if argument('launch_image_proc') == 'false':
-        return [stereo_node]
-    rectifiers = [
-        Node(
-            package='image_proc',
-            executable='rectify_node',
-            name=f'rectify_{side}',
-            namespace=argument('namespace'),
-            parameters=[{'use_sim_time': use_sim_time}],
-            remappings=[
-                ('image', f'{argument(f"{side}_namespace")}/image_raw'),
-                ('camera_info', topics[f'{side}/camera_info']),
-                ('image_rect', topics[f'{side}/image_rect']),
-            ],
-            output='screen',
+    planned = rectifiers(argument('launch_image_proc'), namespaces, topics)
+    started = [_node(plan, argument('namespace'), use_sim_time) for plan in planned]
+    started.append(stereo_node)
+    if argument('rviz') == 'true':
+        plan = viewer(str(share_file(LAYOUT)), argument('rviz_frame'))
+        started.append(
+            _node(plan, argument('namespace'), use_sim_time)
+            if _is_installed(plan.package)
+            else LogInfo(
+                msg='rviz:=true, but rviz2 is not installed, so only the node starts: '
+                f'sudo apt install ros-{os.environ.get("ROS_DISTRO", "<distribution>")}-rviz2, or '
+                f'open {plan.arguments[1]} on another machine'
+            )
         )
-        for side in SIDES
-    ]
-    return [*rectifiers, stereo_node]
+    return started
+
+
+def _node(plan: PlannedNode, namespace: str, use_sim_time: bool) -> Node:
+    return Node(
+        package=plan.package,
+        executable=plan.executable,
+        name=plan.name,
+        namespace=namespace,
+        parameters=[{'use_sim_time': use_sim_time}],
+        remappings=list(plan.remappings.items()),
+        arguments=list(plan.arguments),
+        output='screen',
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        get_package_prefix(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _rig(name: str) -> dict[str, dict[str, object]]:

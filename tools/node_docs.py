@@ -42,6 +42,11 @@ its image.
 
 A rig is a file in `config/rigs` with the topics of a known camera and a few parameters.
 
+`launch_image_proc` needs the package image_proc, `rviz` needs rviz2 (without it the node starts
+all the same and says how to install it). The layouts are `config/rviz/stereo.rviz` and
+`config/foxglove/stereo.json`; they show the frame of our own bags, `left_camera_optical_frame`:
+give `rviz_frame`, or choose it in Foxglove's 3D panel, when your camera's is another.
+
 Fast DDS as it comes loses most best-effort images above half a megabyte between two processes.
 The launch files and `stereo-kd` therefore give the node `config/fastdds.xml`, unless
 `FASTDDS_DEFAULT_PROFILES_FILE` or `FASTRTPS_DEFAULT_PROFILES_FILE` is set. What counts is the

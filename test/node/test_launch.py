@@ -5,15 +5,30 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from stereo_kd_ros.bag import StereoBagWriter
+from stereo_kd_ros.launch_graph import (
+    LAYOUT,
+    RECTIFICATIONS,
+    VIEWED_TOPICS,
+    input_topics,
+    rectifiers,
+    viewer,
+)
+from stereo_kd_ros.node.diagnostics import KEYS
 from stereo_kd_ros.node.inputs import TOPICS
+from stereo_kd_ros.node.outputs import TOPICS as OUTPUTS
 from stereo_kd_ros.node.parameters import SPECS, Settings
 
+FRAME = 'left_camera_optical_frame'
 RIGS = ('euroc', 'kitti', 'oak_d', 'realsense', 'zed')
 
 
@@ -84,5 +99,129 @@ def test_a_rig_brings_its_topics(repository: Path) -> None:
     assert remappings(node)['right/image_rect'] == '/camera/camera/infra2/image_rect_raw'
 
 
-def test_image_proc_comes_on_demand(repository: Path) -> None:
-    assert len(started(repository, launch_image_proc='true')) == 3
+def node_facts(node: Any) -> tuple[str, str, dict[str, str]]:
+    return node.node_package, node.node_executable, remappings(node)
+
+
+@pytest.mark.parametrize('mode', RECTIFICATIONS)
+def test_image_proc_starts_as_planned(repository: Path, mode: str) -> None:
+    *rectifying, stereo_node = started(repository, launch_image_proc=mode)
+    planned = rectifiers(mode, NAMESPACES, input_topics(NAMESPACES))
+    assert stereo_node.node_executable == 'stereo_node'
+    assert [node_facts(node) for node in rectifying] == [
+        (plan.package, plan.executable, dict(plan.remappings)) for plan in planned
+    ]
+
+
+def test_rviz_opens_where_it_is_and_says_so_where_it_is_not(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    stereo_node, message = started(repository, rviz='true')
+    assert stereo_node.node_executable == 'stereo_node'
+    (text,) = message.msg
+    assert 'ros-jazzy-rviz2' in text.text and 'stereo.rviz' in text.text
+
+    index = tmp_path / 'share/ament_index/resource_index/packages'
+    index.mkdir(parents=True)
+    (index / 'rviz2').touch()
+    _, rviz = started(repository, rviz='true', rviz_frame='cam')
+    assert rviz.node_package == rviz.node_executable == 'rviz2'
+    assert remappings(rviz) == {topic: topic[1:] for topic in VIEWED_TOPICS}
+
+
+NAMESPACES = {'left': 'left', 'right': 'right'}
+
+
+def test_image_proc_takes_the_raw_image_and_the_camera_info_beside_it() -> None:
+    """The names are those of image_proc's rectify_node: image, camera_info, image_rect."""
+    namespaces = {'left': 'cam0', 'right': '/rig/cam1'}
+    left, right = rectifiers('true', namespaces, input_topics(namespaces))
+    assert (left.package, left.executable) == ('image_proc', 'rectify_node')
+    assert left.name != right.name
+    assert left.remappings == {
+        'image': 'cam0/image_raw',
+        'camera_info': 'cam0/camera_info',
+        'image_rect': 'cam0/image_rect',
+    }
+    assert right.remappings['image'] == '/rig/cam1/image_raw'
+    assert right.remappings['image_rect'] == '/rig/cam1/image_rect'
+    assert rectifiers('false', namespaces, input_topics(namespaces)) == []
+
+
+def test_what_image_proc_writes_is_what_the_node_reads() -> None:
+    rig = {'left/image_rect': '/a/rect', 'left/camera_info': '/b/info'}
+    topics = input_topics(NAMESPACES, rig)
+    left, right = rectifiers('true', NAMESPACES, topics)
+    assert topics['left/image_rect'] == left.remappings['image_rect'] == '/a/rect'
+    assert topics['right/image_rect'] == right.remappings['image_rect'] == 'right/image_rect'
+    # Whether image_proc asks for its own name or for the sibling of the image.
+    assert left.remappings['camera_info'] == left.remappings['left/camera_info'] == '/b/info'
+    assert 'right/camera_info' not in right.remappings
+
+
+def test_colour_filter_images_are_debayered_before_they_are_rectified() -> None:
+    planned = rectifiers('bayer', NAMESPACES, input_topics(NAMESPACES))
+    assert [plan.executable for plan in planned] == ['debayer_node', 'rectify_node'] * 2
+    debayer, rectify = planned[:2]
+    assert debayer.remappings['image_raw'] == 'left/image_raw'
+    assert debayer.remappings['image_color'] == rectify.remappings['image'] == 'left/image_color'
+    assert len({plan.name for plan in planned}) == 4
+
+
+PUBLISHED = {f'/{output.topic}' for output in OUTPUTS.values()}
+
+
+def test_the_rviz_layout_shows_what_the_node_publishes(repository: Path) -> None:
+    layout = yaml.safe_load((repository / LAYOUT).read_text())
+    manager = layout['Visualization Manager']
+    shown = {d['Name']: d for d in manager['Displays'] if 'Topic' in d}
+    topics = [display['Topic']['Value'] for display in shown.values()]
+    assert sorted(topics) == sorted(VIEWED_TOPICS)
+    assert set(topics) <= PUBLISHED
+    published_kinds = {f'/{o.topic}': o.message_type.__name__ for o in OUTPUTS.values()}
+    for display in shown.values():
+        package, kind = display['Class'].split('/')
+        assert package == 'rviz_default_plugins'
+        assert published_kinds[display['Topic']['Value']] == kind
+        # RViz would get nothing with more than we offer: reliable and volatile.
+        assert display['Topic']['Durability Policy'] == 'Volatile'
+        assert display['Enabled'] == display['Value']
+    assert manager['Global Options']['Fixed Frame'] == FRAME
+    current = manager['Views']['Current']
+    assert abs(current['Pitch']) < math.pi / 2
+
+
+def test_the_foxglove_layout_shows_what_the_node_publishes(repository: Path) -> None:
+    layout = json.loads((repository / 'config/foxglove/stereo.json').read_text())
+    panels = layout['configById']
+
+    def placed(part: Any) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        assert part['direction'] in ('row', 'column')
+        return placed(part['first']) + placed(part['second'])
+
+    assert sorted(placed(layout['layout'])) == sorted(panels)
+    topics: list[str] = []
+    for panel in panels.values():
+        mode = panel.get('imageMode', {})
+        topics += [mode[key] for key in ('imageTopic', 'calibrationTopic') if key in mode]
+        topics += panel.get('topics', {})
+        topics += [panel['topicToRender']] if 'topicToRender' in panel else []
+    assert set(topics) <= PUBLISHED | {'/diagnostics'}
+    assert set(VIEWED_TOPICS) <= set(topics)
+    (cloud,) = [panel for name, panel in panels.items() if name.startswith('3D!')]
+    assert cloud['followTf'] == FRAME
+    (status,) = [p for name, p in panels.items() if name.startswith('DiagnosticStatusPanel!')]
+    assert status['selectedName'].split(': ')[1] in KEYS
+
+
+def test_layouts_are_in_the_frame_that_our_bags_carry() -> None:
+    assert inspect.signature(StereoBagWriter).parameters['frame_id'].default == FRAME
+
+
+def test_viewer_runs_in_the_frame_it_is_told() -> None:
+    assert viewer('a.rviz').arguments == ('-d', 'a.rviz')
+    assert viewer('a.rviz', 'cam').arguments == ('-d', 'a.rviz', '-f', 'cam')
