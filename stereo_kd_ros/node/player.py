@@ -228,9 +228,9 @@ class BagPlayer:
 
 @contextmanager
 def open_player(
-    bag: Bag, *, topics: Collection[str] | None = None, reliable: bool = True
+    bag: Bag, *, topics: Collection[str] | None = None, reliable: bool = True, depth: int = 10
 ) -> Iterator[BagPlayer]:
-    """A player with a ROS node of its own, for as long as a `with` block.
+    """A player with a ROS node of its own, for as long as a `with` block; arguments as of its.
 
     Raises:
         PlayerError: Not one topic can be published.
@@ -239,7 +239,7 @@ def open_player(
     try:
         node = rclpy.create_node('stereo_kd_player')
         try:
-            yield BagPlayer(node, bag, topics=topics, reliable=reliable)
+            yield BagPlayer(node, bag, topics=topics, reliable=reliable, depth=depth)
         finally:
             node.destroy_node()
     finally:

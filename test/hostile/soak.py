@@ -51,10 +51,14 @@ from stereo_kd_ros.procedural import render_pair
 
 TOPICS = StereoTopics.in_namespace()
 FRAMES_OF_BAG = 90
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 200.0
+# Images under way between two processes, which a machine that stands still must not lose.
+DEPTH = 100
 # Endpoints match in up to three seconds; a pair sent before would be lost by nobody's fault.
 MATCH_S = 4.0
-SETTLE_S = 4.0
+# After the last pair: at least this long, and longer only while the node has not told of all.
+SETTLE_S, LONGEST_SETTLE_S = 4.0, 60.0
+LAST_WORD_S = 2.0
 DISPARITY_PX = 6
 
 
@@ -65,6 +69,7 @@ class Observed:
     latency_ms: dict[int, float] = field(default_factory=dict)  # by stamp
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, MB
     pipeline: dict[str, str] = field(default_factory=dict)
+    told_ns: int = 0  # when the last report began
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,11 @@ def write_bag(path: Path, width: int, height: int, rate_hz: float) -> None:
 def play(path: Path, seconds: float, rate_hz: float, log: Path) -> None:
     """Is the player process: repeats the bag, and logs the stamp of every pair it has sent."""
     ends_s = time.monotonic() + seconds
-    with Bag(path) as bag, open_player(bag, topics=TOPICS.names) as player, log.open('w') as sent:
+    with (
+        Bag(path) as bag,
+        open_player(bag, topics=TOPICS.names, depth=DEPTH) as player,
+        log.open('w') as sent,
+    ):
         unheard = player.wait_for_subscribers(TOPICS.names, START_TIMEOUT_S)
         if unheard:
             raise SystemExit(f'nobody listens to {", ".join(unheard)}')
@@ -181,11 +190,13 @@ def listening(observed: Observed) -> Iterator[Node]:
         for status in message.status:
             if status.name.endswith(': pipeline'):
                 observed.pipeline = {pair.key: pair.value for pair in status.values}
+                stamp = message.header.stamp
+                observed.told_ns = stamp.sec * 10**9 + stamp.nanosec
 
     rclpy.init(args=[], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     node = rclpy.create_node('soak')
     try:
-        qos = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+        qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         node.create_subscription(DisparityImage, 'disparity', arrived, qos, raw=True)
         node.create_subscription(DiagnosticArray, '/diagnostics', told, 10)
         yield node
@@ -215,8 +226,9 @@ def node_command(model: str, width: int, height: int) -> list[str]:
         **{
             f'qos_overrides.{topic}.subscription.{policy}': value
             for topic in TOPICS.names
-            for policy, value in (('reliability', 'reliable'), ('depth', 100))
+            for policy, value in (('reliability', 'reliable'), ('depth', DEPTH))
         },
+        'qos_overrides./disparity.publisher.depth': DEPTH,
     }
     command = [sys.executable, '-m', 'stereo_kd_ros.node.main', '--ros-args']
     return [*command, *itertools.chain(*(('-p', f'{n}:={v}') for n, v in parameters.items()))]
@@ -262,10 +274,19 @@ def _watch(
     observed: Observed,
 ) -> None:
     """Listens until the player has ended and the node has told its last counts."""
-    began_s, ended_s, sampled_s = None, None, 0.0
+    began_s, ended_s, ended_ns, sampled_s = None, None, 0, 0.0
+
+    def settled() -> bool:
+        if ended_s is None or time.monotonic() - ended_s < SETTLE_S:
+            return False
+        told = observed.told_ns - ended_ns > LAST_WORD_S * 1e9
+        published = int(observed.pipeline.get('pairs_published', 0))
+        all_here = told and len(observed.latency_ms) >= published
+        return all_here or time.monotonic() - ended_s > LONGEST_SETTLE_S
+
     with progress_bar() as progress:
         task = progress.add_task('seconds', total=round(seconds))
-        while ended_s is None or time.monotonic() - ended_s < SETTLE_S:
+        while not settled():
             rclpy.spin_once(listener, timeout_sec=0.1)
             stop.check()
             node.require_alive()
@@ -279,7 +300,7 @@ def _watch(
             if ended_s is None and player.exit_code is not None:
                 if player.exit_code:
                     raise ChildError(f'The player ended with {player.exit_code}: {player.tail()}')
-                ended_s = now_s
+                ended_s, ended_ns = now_s, time.time_ns()
 
 
 def plot(observed: Observed, path: Path, title: str) -> None:
