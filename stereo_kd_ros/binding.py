@@ -3,9 +3,9 @@
 """One pair through an ONNX Runtime session, with as few copies as the provider allows.
 
 `HostBinding` hands over the addresses of the caller's images and of the maps that are returned:
-nothing is copied. `DeviceBinding` keeps buffers in the memory of a GPU, one set per image size:
-one copy in, one out, no allocation there once a size is known, and addresses that never change,
-which is what a CUDA graph needs.
+nothing is copied; a size may have a session that was made for it alone. `DeviceBinding` keeps
+buffers in the memory of a GPU, one set per image size: one copy in, one out, no allocation there
+once a size is known, and addresses that never change, which is what a CUDA graph needs.
 
     left, right: (H, W, 3) uint8        ->        disparity, confidence: (H, W) float32
 """
@@ -27,6 +27,8 @@ Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 SIZES_KEPT = 4
+# Each is a whole session, with its own weights and memory.
+SIZES_FITTED = 2
 
 
 class HostBinding:
@@ -34,19 +36,30 @@ class HostBinding:
 
     def __init__(self, session: Any) -> None:
         self.session = session
+        self._fitted: dict[tuple[int, int], Any] = {}
+
+    def fit(self, height: int, width: int, session: Any) -> None:
+        """Run pairs of this size with a session of their own; of `SIZES_FITTED`, the newest."""
+        newest = [*self._fitted.items(), ((height, width), session)][-SIZES_FITTED:]
+        self._fitted = dict(newest)
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether this size has a session of its own."""
+        return (height, width) in self._fitted
 
     def run(self, left: Image, right: Image) -> tuple[Map, Map]:
         """Disparity and confidence, written by the graph into arrays of their own."""
         height, width = left.shape[:2]
+        session = self._fitted.get((height, width), self.session)
         # The binding holds addresses only; these lists keep the memory until the run is over.
         images = [np.ascontiguousarray(image)[np.newaxis] for image in (left, right)]
         outputs = [np.empty((1, height, width), dtype=np.float32) for _ in OUTPUTS]
-        binding = self.session.io_binding()
+        binding = session.io_binding()
         for name, image in zip(INPUTS, images):
             binding.bind_cpu_input(name, image)
         for name, array in zip(OUTPUTS, outputs):
             binding.bind_output(name, 'cpu', 0, np.float32, array.shape, array.ctypes.data)
-        self.session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return outputs[0][0], outputs[1][0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from stereo_kd_ros.binding import SIZES_KEPT, DeviceBinding, HostBinding
+from stereo_kd_ros.binding import SIZES_FITTED, SIZES_KEPT, DeviceBinding, HostBinding
 
 pytest.importorskip('onnx', reason='builds its models with onnx')
 from contract_models import difference_model
@@ -93,3 +93,31 @@ def test_every_recorded_graph_has_a_number_and_keeps_its_buffers(session):
         numbers.append(binding._of_size(height, 8).options.get_run_config_entry('gpu_graph_id'))
     assert numbers == ['1', '2', '3', '4', '-1', '-1']
     assert [size[0] for size in binding._buffers] == [10, 11, 12, 13]
+
+
+class Told:
+    """A session that says it was run, and runs another."""
+
+    def __init__(self, session) -> None:
+        self._session, self.runs = session, 0
+
+    def io_binding(self):
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding) -> None:
+        self.runs += 1
+        self._session.run_with_iobinding(binding)
+
+
+def test_a_size_runs_with_the_session_made_for_it(session):
+    binding = HostBinding(session)
+    fitted = [Told(session) for _ in range(SIZES_FITTED + 1)]
+    for step, of_size in enumerate(fitted):
+        binding.fit(10 + step, 20, of_size)
+    for step in range(len(fitted)):
+        left, right = random_pair(10 + step, 20)
+        disparity, _ = binding.run(left, right)
+        np.testing.assert_allclose(disparity, expected(left, right), atol=1e-3)
+    # The oldest has made room.
+    assert [of_size.runs for of_size in fitted] == [0] + [1] * SIZES_FITTED
+    assert not binding.fits(10, 20)

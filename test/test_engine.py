@@ -385,6 +385,69 @@ def test_openvino_survives_a_failing_run(tmp_path):
         StereoEngine(path, 'openvino').infer(*random_pair(10, 20))
 
 
+@needs_openvino
+def test_openvino_has_a_session_of_its_own_for_the_size_warmed_up(model_file):
+    engine = StereoEngine(model_file, 'openvino', threads=1, precision='fp32')
+    engine.warm_up(48, 64)
+    binding = engine._serving.binding
+    assert binding.fits(48, 64)
+    for height, width in ((48, 64), (20, 30)):
+        left, right = random_pair(height, width)
+        np.testing.assert_allclose(
+            engine.infer(left, right).disparity, expected_disparity(left, right), atol=0.01
+        )
+
+
+@pytest.fixture
+def fitting_cpu(monkeypatch):
+    """The CPU provider, made to fix sizes as OpenVINO does."""
+    monkeypatch.setattr(engine_module, 'FITTED_PROVIDERS', frozenset({'cpu'}))
+
+
+@pytest.mark.usefixtures('fitting_cpu')
+def test_a_size_warmed_up_gets_a_session_that_takes_it_alone(model_file):
+    engine = StereoEngine(model_file, 'cpu', threads=1)
+    binding = engine._serving.binding
+    engine.warm_up(20, 30)
+    assert binding.fits(20, 30)
+    assert not binding.fits(30, 20)
+    fitted = binding._fitted[20, 30]
+    assert [node.shape for node in fitted.get_inputs()] == [[1, 20, 30, 3]] * 2
+    engine.warm_up(20, 30)
+    assert binding._fitted[20, 30] is fitted
+    for height, width in ((20, 30), (30, 20)):
+        left, right = random_pair(height, width)
+        np.testing.assert_allclose(
+            engine.infer(left, right).disparity, expected_disparity(left, right), atol=1e-3
+        )
+    engine.close()
+    with pytest.raises(EngineError, match='closed'):
+        engine.warm_up(20, 30)
+
+
+@pytest.mark.usefixtures('fitting_cpu')
+def test_a_session_of_its_own_with_other_numbers_is_not_used(model_file, tmp_path, monkeypatch):
+    honest = engine_module._create_session
+    wrong = difference_model(tmp_path / 'wrong.onnx', gain=2.0)
+
+    def create(path, *arguments, sizes=None, **options):
+        return honest(wrong if sizes else path, *arguments, sizes=sizes, **options)
+
+    monkeypatch.setattr(engine_module, '_create_session', create)
+    engine = StereoEngine(model_file, 'cpu', threads=1)
+    engine.warm_up(20, 30)
+    assert not engine._serving.binding.fits(20, 30)
+
+
+@pytest.mark.usefixtures('fitting_cpu')
+def test_a_model_of_fixed_size_needs_no_other_session(tmp_path):
+    engine = StereoEngine(
+        difference_model(tmp_path / 'fixed.onnx', input_shape=(1, 10, 12, 3)), 'cpu'
+    )
+    assert engine.warm_up(10, 12) > 0
+    assert not engine._serving.binding.fits(10, 12)
+
+
 def test_the_threads_are_stated_so_that_none_is_pinned_to_a_core(model_file):
     engine = StereoEngine(model_file, 'cpu')
     assert engine.threads == usable_cores() >= 1
