@@ -43,6 +43,7 @@ HEALTH_PERIOD_S = 1.0
 # Dropping these is the node doing its work, so they are counted and not logged.
 EXPECTED_DROPS = frozenset({'no_subscriber', 'stale', 'inactive', 'superseded'})
 WORKER_STOP_TIMEOUT_S = 30.0
+PARAMETER_STORED_TIMEOUT_S = 5.0
 
 
 class StereoNode(LifecycleNode):
@@ -75,6 +76,7 @@ class StereoNode(LifecycleNode):
         self.last: dict[str, Any] = {}
         self.reasons: dict[str, str] = {}
         self._restoring_model = False
+        self._asked_model = ''
         self.log_throttle: dict[str, float] = {}
         self._previous_disparity: np.ndarray | None = None
         self._waiting_since_ns: int | None = None
@@ -228,6 +230,7 @@ class StereoNode(LifecycleNode):
         if configured and changed.model != self.settings.model and not self._restoring_model:
             try:
                 read_manifest(resolve_model(changed.model))
+                self._asked_model = changed.model
                 self.models.begin_switch(changed.model)
             except ModelError as error:
                 return SetParametersResult(successful=False, reason=f'model: {error}')
@@ -241,6 +244,12 @@ class StereoNode(LifecycleNode):
 
     def _on_rolled_back(self, name: str, reason: str) -> None:
         self.get_logger().error(f'the model stays {name}, as the other one failed: {reason}')
+        # rclpy stores the request after the callback that began the switch: the last word is ours.
+        deadline_s = time.monotonic() + PARAMETER_STORED_TIMEOUT_S
+        while self.get_parameter('model').value != self._asked_model:
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(0.001)
         self._restoring_model = True
         try:
             self.set_parameters([Parameter('model', value=name)])

@@ -196,6 +196,24 @@ def test_a_model_that_does_not_work_is_rolled_back(
         assert np.all(np.diff(nanoseconds(depth)) == 1_000_000)
 
 
+def test_a_switch_that_fails_before_its_request_is_stored_leaves_the_old_name(
+    block_matcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = write_failing_model(tmp_path / 'bad.onnx', max_width_px=32)
+    with Rig(model=block_matcher) as rig:
+        begin_switch = rig.node.models.begin_switch
+
+        def fail_first(name: str) -> None:
+            begin_switch(name)
+            wait_until(lambda: 'rolled back' in rig.node.models.last_switch)
+            time.sleep(0.2)
+
+        monkeypatch.setattr(rig.node.models, 'begin_switch', fail_first)
+        assert set_model(rig, bad).successful
+        wait_until(lambda: rig.node.get_parameter('model').value == block_matcher)
+        assert rig.node.settings.model == block_matcher
+
+
 def test_a_model_that_fails_on_its_first_real_pair_is_rolled_back(
     block_matcher: str, tmp_path: Path
 ) -> None:
