@@ -62,6 +62,8 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export STEREO_KD_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+export PIP_DEFAULT_TIMEOUT ?= 60
+export PIP_RETRIES ?= 10
 
 .PHONY: help demo test env lint accuracy bench bench-check faults fuzz soak clean
 

@@ -49,8 +49,8 @@ collect_ignore = sorted(ABSENT)
 
 LIVE = ('node', 'hostile')
 RERUNS, RERUN_DELAY_S = 2, 2
-# Per run of a test, ten times what the slowest of them takes on an idle machine.
-LIVE_TIMEOUT_S = 300
+# Per run of a test, more than ten times what the slowest of them takes on an idle machine.
+LIVE_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

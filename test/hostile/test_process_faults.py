@@ -19,6 +19,7 @@ IN_SHORT = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900, func_only=True)
 def test_faults_across_processes_are_survived() -> None:
     faults = [fault for fault in PROCESS_FAULTS if fault.name in IN_SHORT]
     assert len(faults) == len(IN_SHORT)

@@ -27,7 +27,7 @@ CAMERA = StereoCamera.from_intrinsics(fx=100.0, baseline_m=0.2, width=96, height
 PAIRS = 8
 DISPARITY_PX = 5
 # More than all the waits of a demo together, which end with an error of their own.
-TIMEOUT_S, END_S = 280, 200
+TIMEOUT_S, END_S = 500, 200
 
 
 @pytest.fixture(scope='module')

@@ -49,15 +49,20 @@ RELIABLE_INPUTS = {
 }
 RELIABLE = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
 HEIGHT, WIDTH, FX_PX, BASELINE_M = 48, 64, 100.0, 0.2
+DOMAINS = 8
 
 
 _rig_numbers = itertools.count()
 
 
 def next_domain_id() -> int:
-    """Returns a domain for one rig, as a node just gone may still seem to offer its services."""
+    """Returns a domain for one rig, as a node just gone may still seem to offer its services.
+
+    They are the few that follow the one of the environment, so that another run on the same machine
+    is met in none of them.
+    """
     base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
-    return 1 + (base + next(_rig_numbers)) % 100
+    return 1 + (base + next(_rig_numbers) % DOMAINS) % 100
 
 
 def wait_until(condition: Callable[[], Value], timeout_s: float = PATIENCE_S) -> Value:
