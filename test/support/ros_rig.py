@@ -58,8 +58,8 @@ _rig_numbers = itertools.count()
 def next_domain_id() -> int:
     """Returns a domain for one rig, as a node just gone may still seem to offer its services.
 
-    They are the few that follow the one of the environment, so that another run on the same machine
-    is met in none of them.
+    They are the few that follow the one of the environment, so that another run on the same
+    machine is met in none of them.
     """
     base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
     return 1 + (base + next(_rig_numbers) % DOMAINS) % 100
