@@ -33,7 +33,7 @@ from stereo_kd_ros.procedural_textures import (
     synthetic_texture,
 )
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Raised whenever the same seed starts to give other pictures."""
 
 _MAX_LEVELS = 7
@@ -62,7 +62,7 @@ class StereoSample:
     occluded: np.ndarray
 
 
-class _Painter:
+class Painter:
     """Picks textures for one scene: pictures when there are any, synthetic ones otherwise."""
 
     def __init__(
@@ -121,12 +121,22 @@ class _Painter:
         tile = self.patch(256, weak)
         if tile.shape[0] != 256:
             tile = cv2.resize(tile, (256, 256), interpolation=cv2.INTER_CUBIC)
-        row = np.concatenate([tile, tile[:, ::-1]], axis=1)
-        levels = [np.concatenate([row, row[::-1]], axis=0)]
-        while len(levels) < _MAX_LEVELS:
-            side = levels[-1].shape[0] // 2
-            levels.append(cv2.resize(levels[-1], (side, side), interpolation=cv2.INTER_AREA))
-        return tuple(levels)
+        return mirrored_pyramid(tile)
+
+
+def mirrored_pyramid(tile: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pyramid of a square tile and its mirror images, which repeats without seams."""
+    row = np.concatenate([tile, tile[:, ::-1]], axis=1)
+    return tile_pyramid(np.concatenate([row, row[::-1]], axis=0))
+
+
+def tile_pyramid(tile: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A square texture and halves of it, finest first."""
+    levels = [tile]
+    while len(levels) < _MAX_LEVELS and levels[-1].shape[0] > 4:
+        side = levels[-1].shape[0] // 2
+        levels.append(cv2.resize(levels[-1], (side, side), interpolation=cv2.INTER_AREA))
+    return tuple(levels)
 
 
 def _points(rng: np.random.Generator, width: int, height: int, count: int, rough: float):
@@ -270,7 +280,7 @@ def _shape_foliage(rng: np.random.Generator, alpha: np.ndarray) -> None:
     np.copyto(alpha, np.clip(noise * 160 + 128, 0, 255).astype(np.uint8))
 
 
-_SHAPES = {
+SHAPES = {
     'rectangle': _shape_rectangle,
     'polygon': _shape_polygon,
     'ellipse': _shape_ellipse,
@@ -281,7 +291,7 @@ _SHAPES = {
     'fence': _shape_fence,
     'foliage': _shape_foliage,
 }
-_SHAPE_NAMES = tuple(_SHAPES)
+SHAPE_NAMES = tuple(SHAPES)
 _STANDING = (0.30, 0.06, 0.08, 0.12, 0.10, 0.08, 0.06, 0.06, 0.14)
 _FLOATING = (0.20, 0.20, 0.15, 0.20, 0.03, 0.08, 0.06, 0.03, 0.05)
 
@@ -292,7 +302,7 @@ class _Scene:
     def __init__(
         self,
         rng: np.random.Generator,
-        painter: _Painter,
+        painter: Painter,
         height: int,
         width: int,
         max_disparity_px: float,
@@ -389,7 +399,7 @@ class _Scene:
         if columns > 2 * self.width or rows > 2 * self.height:
             return
         alpha = np.zeros((rows, columns), np.uint8)
-        _SHAPES[shape](rng, alpha)
+        SHAPES[shape](rng, alpha)
         a = rng.normal(0, 0.05) if rng.random() < 0.6 else rng.normal(0, 0.2)
         b = 0.0 if flat else rng.normal(0, 0.08)
         bump = None
@@ -604,7 +614,7 @@ class _Scene:
                     'rectangle', x, foot - length / 2, pole + 2, length, disparity, weak, flat=True
                 )
             else:
-                shape = str(rng.choice(_SHAPE_NAMES, p=_STANDING))
+                shape = str(rng.choice(SHAPE_NAMES, p=_STANDING))
                 if shape == 'person':
                     wide = tall * rng.uniform(0.3, 0.5)
                 self.card(shape, x, foot - tall / 2, wide, tall, disparity, weak, flat=True)
@@ -669,7 +679,7 @@ class _Scene:
             size = height * math.exp(rng.uniform(math.log(0.1), math.log(0.8)))
             size *= 0.6 + 0.4 * disparity / high
             wide, tall = size * math.exp(rng.normal(0.1, 0.35)), size
-            shape = str(rng.choice(_SHAPE_NAMES, p=_FLOATING))
+            shape = str(rng.choice(SHAPE_NAMES, p=_FLOATING))
             self.card(
                 shape,
                 rng.uniform(0, 1.1) * width,
@@ -709,7 +719,7 @@ def render_pair(
     if not 0 <= difficulty <= 1:
         raise ProceduralError(f'difficulty is {difficulty}; it must lie in 0..1')
     rng = np.random.default_rng(seed)
-    painter = _Painter(rng, textures, difficulty)
+    painter = Painter(rng, textures, difficulty)
     scene = _Scene(rng, painter, height, width, max_disparity_px, difficulty)
     layout = rng.random()
     if layout < 0.36:

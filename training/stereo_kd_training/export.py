@@ -123,6 +123,7 @@ def training_sources(pools: Iterable[PoolManifest]) -> list[dict[str, Any]]:
                 'size': f'{pool.width}x{pool.height}',
                 'seed': pool.seed,
                 'generator_version': pool.generator_version,
+                'scenes': pool.scenes,
                 'textures_sha256': pool.textures_sha256,
             }
         )

@@ -62,6 +62,9 @@ def generate(
     textures: Annotated[
         Path | None, typer.Option(help='Texture bank; synthetic textures alone without it.')
     ] = None,
+    scenes: Annotated[
+        str, typer.Option(help='layered, rooms (rooms, corridors, streets in 3-D) or mixed.')
+    ] = 'mixed',
 ) -> None:
     """Render a pool of procedural stereo pairs with exact truth (resumable)."""
     from stereo_kd_training.datasets.procedural import generate_pool
@@ -75,6 +78,7 @@ def generate(
         workers=workers,
         textures=textures,
         max_disparity_px=max_disparity,
+        scenes=scenes,
     )
 
 

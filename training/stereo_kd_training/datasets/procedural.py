@@ -33,11 +33,18 @@ import cv2
 import numpy as np
 
 from stereo_kd_ros.procedural import GENERATOR_VERSION, StereoSample, render_pair
+from stereo_kd_training.datasets.rooms import render_space
 
 DISPARITY_SCALE = 256.0
 INVALID = 65535
 PAIRS_PER_SHARD = 100
 MANIFEST_NAME = 'pool.json'
+SCENES: dict[str, dict[str, float]] = {
+    'layered': {'layered': 1.0},
+    'rooms': {'rooms': 1.0},
+    'mixed': {'layered': 0.5, 'rooms': 0.5},
+}
+"""What a pool may be made of, and the share of each generator in it."""
 
 
 class PoolError(RuntimeError):
@@ -46,7 +53,11 @@ class PoolError(RuntimeError):
 
 @dataclass(frozen=True)
 class PoolManifest:
-    """What a pool was made with; ``pairs`` is what was asked for, not what exists yet."""
+    """What a pool was made with; ``pairs`` is what was asked for, not what exists yet.
+
+    ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``) and of rooms and
+    streets (``stereo_kd_training.datasets.rooms``).
+    """
 
     pairs: int
     height: int
@@ -58,6 +69,7 @@ class PoolManifest:
     pairs_per_shard: int = PAIRS_PER_SHARD
     textures: list[dict[str, object]] = field(default_factory=list)
     textures_sha256: str = ''
+    scenes: dict[str, float] = field(default_factory=lambda: dict(SCENES['layered']))
 
     def to_json(self) -> str:
         """Indented JSON, ending with a newline."""
@@ -101,7 +113,12 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
     """Render pair ``index`` of a pool: a function of the manifest, textures and index alone."""
     low, high = manifest.difficulty
     difficulty = np.random.default_rng([manifest.seed, index, 1]).uniform(low, high)
-    return render_pair(
+    # A pool of one sort asks for no choice: its pairs are those of pools before there was any.
+    render = render_pair if manifest.scenes.get('rooms', 0.0) == 0 else render_space
+    if 0 < manifest.scenes.get('layered', 0.0) < 1:
+        choice = np.random.default_rng([manifest.seed, index, 2]).random()
+        render = render_pair if choice < manifest.scenes['layered'] else render_space
+    return render(
         (manifest.seed, index),
         manifest.height,
         manifest.width,
@@ -174,6 +191,7 @@ def generate_pool(
     difficulty: tuple[float, float] = (0.2, 0.8),
     progress: bool = True,
     pairs_per_shard: int = PAIRS_PER_SHARD,
+    scenes: str = 'layered',
 ) -> PoolManifest:
     """Render a pool, or carry on with one that was interrupted.
 
@@ -189,10 +207,13 @@ def generate_pool(
         difficulty: range drawn from for each pair.
         progress: show a progress bar.
         pairs_per_shard: how many pairs are written, and lost when killed, at a time.
+        scenes: 'layered', 'rooms' or 'mixed'.
 
     Raises:
-        PoolError: when the folder holds a pool made with other settings.
+        PoolError: when there are no such scenes, or the folder holds another pool.
     """
+    if scenes not in SCENES:
+        raise PoolError(f'there are no {scenes!r} scenes; use one of {", ".join(SCENES)}')
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     bank = _open_textures(textures)
@@ -206,6 +227,7 @@ def generate_pool(
         pairs_per_shard=pairs_per_shard,
         textures=[] if bank is None else bank.licences(),
         textures_sha256='' if bank is None else bank.sha256,
+        scenes=dict(SCENES[scenes]),
     )
     _write_manifest(folder, manifest)
     shards = -(-pairs // manifest.pairs_per_shard)
