@@ -52,6 +52,16 @@ def bench(
     pairs: Annotated[
         int, typer.Option(min=2, max=300, help='With --node: pairs of each size and rate.')
     ] = 150,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.5, help='With --node: length of each run, instead of --pairs.'),
+    ] = None,
+    places: Annotated[
+        str,
+        typer.Option(
+            help='With --node: player, node and listener as processes, or in one_process.'
+        ),
+    ] = 'processes,one_process',
     json_path: Annotated[
         Path | None, typer.Option('--json', help='Write the report, with machine and versions.')
     ] = None,
@@ -74,6 +84,8 @@ def bench(
             [_rate(word) for word in _words(rates)],
             [_count(word) for word in _words(threads)],
             pairs,
+            seconds,
+            _words(places),
             json_path,
         )
         return
@@ -142,6 +154,8 @@ def _bench_node(
     rates_hz: list[float],
     threads: list[int],
     pairs: int,
+    seconds: float | None,
+    places: list[str],
     json_path: Path | None,
 ) -> None:
     """Measure the node with every model, provider and thread count; one report of all rows."""
@@ -167,19 +181,32 @@ def _bench_node(
                 lambda what, done, total: bar.update(
                     task, description=what, completed=done, total=total
                 ),
+                places,
+                seconds,
             )
             report = of if not report else {**report, 'rows': report['rows'] + of['rows']}
     table = Table(
-        'model', 'provider', 'size', 'Hz', 'dropped %', 'p50 / p95 / p99 ms', 'stages, p50 ms'
+        'model',
+        'size',
+        'Hz',
+        'sent Hz',
+        'in',
+        'dropped %',
+        'engine alone',
+        'stamp to publish',
+        'of which, p50',
+        title=f'p50 / p95 / p99 in ms; {report["machine"]["cpu"]}',
     )
     for row in report['rows']:
         table.add_row(
-            row['subject'],
-            f'{row["provider"]}, {row["threads"]} thr',
+            f'{row["subject"]}, {row["provider"]}, {row["threads"]} thr',
             f'{row["width"]}x{row["height"]}',
             f'{row["rate_hz"]:g}',
+            f'{row["sent_hz"]:.1f}',
+            row['place'].replace('_', ' '),
             f'{row["dropped_percent"]:.1f}',
-            ' / '.join(_optional(row['stamp_to_publish_ms'][p], 1) for p in ('p50', 'p95', 'p99')),
+            _ranks(row['bare_ms']),
+            _ranks(row['stamp_to_publish_ms']),
             ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items()),
         )
     console.print(table)
@@ -212,6 +239,10 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise typer.BadParameter(f'{text!r} is no number of threads; expected 1 or more')
     return int(text)
+
+
+def _ranks(figures: dict[str, float | None]) -> str:
+    return ' / '.join(_optional(figures[rank], 1) for rank in ('p50', 'p95', 'p99'))
 
 
 def _optional(value: float | None, digits: int) -> str:

@@ -2,29 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node adds to bare inference: stamp to publish over real DDS, and each stage's share.
 
-Player, node and recorder are processes of their own (`live`). The pairs are generated, a few
-scenes in turn, and uncompressed: the widest road an image takes. For every size and rate a row
-says how long a pair took from the stamp until its disparity was handed to DDS, which of that was
-transfer, waiting, decoding, inference, depth and publishing, and how many pairs were dropped.
+Player, node and listener are processes of their own (`live`) or share one (`one_process`). The
+pairs are generated, a few scenes in turn, and uncompressed: the widest road an image takes. For
+every size, rate and place a row says how long a pair took from the stamp until its disparity was
+handed to DDS, which of that was transfer, waiting, decoding, inference, depth and publishing, how
+many pairs were dropped, and what the engine takes alone, before any node is started.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stereo_kd_ros.bag import StereoBagWriter, StereoTopics
+from stereo_kd_ros.bag import StereoBag, StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
-from stereo_kd_ros.node.live import LiveRun, play_through_node
-from stereo_kd_ros.procedural import render_pair
-from stereo_kd_ros.results import machine
+from stereo_kd_ros.children import Child, stop_requests
+from stereo_kd_ros.engine import StereoEngine
+from stereo_kd_ros.node.live import LiveError, LiveRun, own_domain, play_through_node
+from stereo_kd_ros.procedural import StereoSample, render_pair
+from stereo_kd_ros.results import machine, percentiles
 
 SCENES = 3
 # The node keeps the times of this many pairs, so percentiles cover a whole run up to here.
 MOST_PAIRS = 300
+PLACES = ('processes', 'one_process')
+BARE_SECONDS, FEWEST_BARE_RUNS = 3.0, 20
+ONE_PROCESS_TIMEOUT_S = 600.0
 STAGES = ('wait', 'decode', 'inference', 'depth', 'publish')
 _FIRST_STAMP_NS = 10**9
 
@@ -35,9 +45,12 @@ class LatencyError(ValueError):
 
 @dataclass(frozen=True)
 class NodeRow:
-    """One model at one size and rate; times in milliseconds.
+    """One model at one size, rate and place; times in milliseconds.
 
     Attributes:
+        place: of `PLACES`: where player, node and listener ran.
+        sent_hz: pairs per second that the player really sent.
+        bare_ms: p50, p95, p99 of the engine alone on the same pairs, from array to array.
         stamp_to_publish_ms: p50, p95, p99 over every recorded pair, the first included.
         stage_ms: median of each stage, by the node's own clock; `transfer` is from the stamp
             until both images have arrived.
@@ -61,6 +74,9 @@ class NodeRow:
     stage_ms: dict[str, float]
     stage_share: dict[str, float]
     allowed_ms: float | None
+    place: str = 'processes'
+    sent_hz: float = 0.0
+    bare_ms: dict[str, float | None] | None = None
 
 
 def measure_node(
@@ -71,8 +87,10 @@ def measure_node(
     threads: int = 0,
     pairs: int = 150,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    places: Sequence[str] = PLACES,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Play generated pairs through the node at every size and rate.
+    """Play generated pairs through the node at every size, rate and place.
 
     Args:
         model: ONNX file.
@@ -82,6 +100,8 @@ def measure_node(
         threads: of the CPU; 0 takes the node's default.
         pairs: of each run.
         progress: told what is being done, and how much of it.
+        places: of `PLACES`.
+        seconds: of each run, which then decides how many pairs it has, up to `MOST_PAIRS`.
 
     Returns:
         the report: a header and `rows`.
@@ -94,32 +114,131 @@ def measure_node(
         raise LatencyError(f'{pairs} pairs were asked for, expected 2 to {MOST_PAIRS}')
     if not all(rate_hz > 0 for rate_hz in rates_hz):
         raise LatencyError(f'the rates are {list(rates_hz)} Hz, expected positive ones')
+    if not set(places) <= set(PLACES):
+        raise LatencyError(f'the places are {list(places)}, expected some of {", ".join(PLACES)}')
     rows = []
     for width, height in sizes:
-        # Gigabytes at the largest sizes: gone as soon as this size is done.
-        with tempfile.TemporaryDirectory(prefix='stereo_kd_bench_') as folder:
-            bag = Path(folder) / 'bag'
-            _write_pairs(bag, width, height, pairs)
-            for rate_hz in rates_hz:
-                output = Path(folder) / f'at_{rate_hz:g}_hz'
-                output.mkdir()
-                what = f'{width}x{height} at {rate_hz:g} Hz'
-                run = play_through_node(
-                    bag,
-                    output,
-                    model,
-                    provider,
-                    rate_hz,
-                    lambda phase, done, total, what=what: progress(
-                        f'{what}: {phase}', done, total
-                    ),
-                    threads=threads,
-                )
-                rows.append(node_row(run, model.stem, threads))
+        progress(f'{width}x{height}: the engine alone', 0, 1)
+        scenes = _scenes(width, height)
+        bare_ms = measure_bare(model, provider, threads, scenes)
+        for rate_hz in rates_hz:
+            number = pairs if seconds is None else round(seconds * rate_hz)
+            number = max(2, min(number, MOST_PAIRS))
+            # Gigabytes at the largest sizes: gone as soon as this rate is done.
+            with tempfile.TemporaryDirectory(prefix='stereo_kd_bench_') as name:
+                folder = Path(name)
+                _write_pairs(folder / 'bag', scenes, number)
+                for place in places:
+                    what = f'{width}x{height} at {rate_hz:g} Hz, {place.replace("_", " ")}'
+                    run = _run(
+                        place,
+                        folder,
+                        model,
+                        provider,
+                        rate_hz,
+                        threads,
+                        lambda phase, done, total, what=what: progress(
+                            f'{what}: {phase}', done, total
+                        ),
+                    )
+                    rows.append(node_row(run, model.stem, threads, place, bare_ms))
     return {'schema': 1, 'kind': 'node', 'machine': machine(), 'rows': [asdict(r) for r in rows]}
 
 
-def node_row(run: LiveRun, subject: str, threads: int) -> NodeRow:
+def measure_bare(
+    model: Path, provider: str, threads: int, scenes: Sequence[StereoSample]
+) -> dict[str, float | None]:
+    """p50, p95 and p99 of the engine alone [ms], for some seconds.
+
+    Raises:
+        EngineError: the model does not run.
+    """
+    engine = StereoEngine(model, provider, threads or None)
+    engine.warm_up(*scenes[0].left.shape[:2])
+    taken_ms: list[float] = []
+    began = time.perf_counter()
+    while len(taken_ms) < FEWEST_BARE_RUNS or time.perf_counter() - began < BARE_SECONDS:
+        scene = scenes[len(taken_ms) % len(scenes)]
+        start = time.perf_counter()
+        engine.infer(scene.left, scene.right)
+        taken_ms.append((time.perf_counter() - start) * 1e3)
+    return percentiles(taken_ms)
+
+
+def _run(
+    place: str,
+    folder: Path,
+    model: Path,
+    provider: str,
+    rate_hz: float,
+    threads: int,
+    progress: Callable[[str, int, int], None],
+) -> LiveRun:
+    output = folder / place
+    output.mkdir()
+    if place == 'processes':
+        return play_through_node(
+            folder / 'bag', output, model, provider, rate_hz, progress, threads=threads
+        )
+    return _play_in_one_process(
+        folder / 'bag', output, model, provider, rate_hz, progress, threads
+    )
+
+
+def _play_in_one_process(
+    bag: Path,
+    output: Path,
+    model: Path,
+    provider: str,
+    rate_hz: float,
+    progress: Callable[[str, int, int], None],
+    threads: int,
+) -> LiveRun:
+    """The counterpart of `play_through_node`; that process is a child, so that it is alone."""
+    with StereoBag(bag) as source:
+        camera, pairs = source.camera, source.pair_count
+    environ = own_domain()
+    os.environ.update(environ)
+    result = output / 'result.json'
+    command = [sys.executable, '-m', 'stereo_kd_ros.node.one_process']
+    command += [str(bag), str(model), str(result), '--rate', str(rate_hz)]
+    command += ['--provider', provider, '--threads', str(threads)]
+    deadline = time.monotonic() + ONE_PROCESS_TIMEOUT_S
+    with (
+        stop_requests() as stop,
+        Child('node', command, log=output / 'log', environ=environ) as child,
+    ):
+        progress('playing', 0, pairs)
+        while child.exit_code is None and time.monotonic() < deadline:
+            stop.check()
+            time.sleep(0.1)
+        if not result.exists():
+            raise LiveError(f'The node gave no result. The end of its log:\n{child.tail()}')
+    told = json.loads(result.read_text())
+    sent = {stamp: stamp for stamp in told['sent']}
+    came_back = [arrival for arrival in told['arrivals'] if arrival[0] in sent]
+    if not came_back:
+        raise LiveError(f'Nothing was published for {len(sent)} pairs:\n{child.tail()}')
+    return LiveRun(
+        camera=camera,
+        rate_hz=rate_hz,
+        recorded_stamps=sent,
+        pairs_recorded=len(came_back),
+        stamp_to_publish_ms=percentiles([(there - at) / 1e6 for at, there, _ in came_back]),
+        stamp_to_receipt_ms=percentiles([(here - at) / 1e6 for at, _, here in came_back]),
+        publish_time_known=told['knows_source_time'],
+        pipeline=told['pipeline'],
+        model={'provider': told['provider']},
+    )
+
+
+def node_row(
+    run: LiveRun,
+    subject: str,
+    threads: int,
+    place: str = 'processes',
+    bare_ms: dict[str, float | None] | None = None,
+) -> NodeRow:
     """The figures of one run."""
     sent = len(run.recorded_stamps)
     counts = run.to_json()
@@ -152,17 +271,30 @@ def node_row(run: LiveRun, subject: str, threads: int) -> NodeRow:
             stage: round(value / whole_ms, 4) for stage, value in stage_ms.items() if whole_ms
         },
         allowed_ms=None if inference_ms is None else round(1.1 * inference_ms + 2.0, 3),
+        place=place,
+        sent_hz=_rate_of(list(run.recorded_stamps)),
+        bare_ms=bare_ms,
     )
 
 
-def _write_pairs(bag: Path, width: int, height: int, pairs: int) -> None:
-    """A bag of `SCENES` generated scenes in turn, at 10 Hz."""
-    scenes = [render_pair(seed, height, width, min(192.0, width / 2)) for seed in range(SCENES)]
+def _rate_of(stamps_ns: list[int]) -> float:
+    """Stamps per second."""
+    span_ns = max(stamps_ns) - min(stamps_ns) if stamps_ns else 0
+    return round((len(stamps_ns) - 1) * 1e9 / span_ns, 2) if span_ns else 0.0
+
+
+def _scenes(width: int, height: int) -> list[StereoSample]:
+    return [render_pair(seed, height, width, min(192.0, width / 2)) for seed in range(SCENES)]
+
+
+def _write_pairs(bag: Path, scenes: Sequence[StereoSample], pairs: int) -> None:
+    """A bag of generated scenes in turn, at 10 Hz."""
+    height, width = scenes[0].left.shape[:2]
     camera = StereoCamera.from_intrinsics(
         fx=0.7 * width, baseline_m=0.12, width=width, height=height
     )
     with StereoBagWriter(bag, topics=StereoTopics.in_namespace('/stereo')) as writer:
         for index in range(pairs):
-            scene = scenes[index % SCENES]
+            scene = scenes[index % len(scenes)]
             stamp_ns = _FIRST_STAMP_NS + index * 100_000_000
             writer.write_pair(stamp_ns, scene.left, scene.right, camera)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.commands.main import app
-from stereo_kd_ros.node.latency import LatencyError, measure_node, node_row
+from stereo_kd_ros.node.latency import PLACES, LatencyError, measure_node, node_row
 from stereo_kd_ros.node.live import LiveRun
 
 
@@ -73,29 +73,33 @@ def test_a_run_whose_node_told_nothing_has_no_shares() -> None:
     assert (row.stage_ms, row.stage_share, row.allowed_ms) == ({}, {}, None)
 
 
-@pytest.mark.parametrize('wrong', [{'pairs': 1}, {'pairs': 301}, {'rates_hz': [10.0, 0.0]}])
+@pytest.mark.parametrize(
+    'wrong', [{'pairs': 1}, {'pairs': 301}, {'rates_hz': [10.0, 0.0]}, {'places': ['moon']}]
+)
 def test_what_cannot_be_measured_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(LatencyError, match='expected'):
         measure_node(Path('absent.onnx'), **wrong)
 
 
 @pytest.mark.usefixtures('kept_environ')
-def test_every_size_and_rate_has_a_row(tmp_path: Path, block_matcher: str) -> None:
+def test_every_place_has_a_row_beside_the_engine_alone(tmp_path: Path, block_matcher: str) -> None:
     report = tmp_path / 'node.json'
     result = CliRunner().invoke(
         app,
-        ['bench', '--node', '--models', block_matcher, '--sizes', '96x64', '--rates', '5,20',
-         '--threads', '1', '--pairs', '8', '--json', str(report)],
+        ['bench', '--node', '--models', block_matcher, '--sizes', '96x64', '--rates', '20',
+         '--threads', '1', '--seconds', '1.6', '--json', str(report)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads(report.read_text())['rows']
-    assert [(row['width'], row['height'], row['rate_hz']) for row in rows] == [
-        (96, 64, 5.0),
-        (96, 64, 20.0),
+    assert [(row['width'], row['height'], row['rate_hz'], row['place']) for row in rows] == [
+        (96, 64, 20.0, place) for place in PLACES
     ]
     for row in rows:
-        assert (row['provider'], row['threads'], row['pairs_sent']) == ('cpu', 1, 8)
-        assert 1 <= row['pairs_published'] <= 8
+        assert (row['provider'], row['threads'], row['pairs_sent']) == ('cpu', 1, 32)
+        assert 1 <= row['pairs_published'] <= 32
+        assert row['pairs_published'] + sum(row['dropped'].values()) <= 32
+        assert row['sent_hz'] > 0
+        assert 0 < row['bare_ms']['p50'] <= row['bare_ms']['p95'] <= row['bare_ms']['p99']
         assert row['stamp_to_publish_ms']['p50'] > 0
         assert row['stage_ms']['inference'] > 0
         assert set(row['stage_ms']) == {
