@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stereo_kd_training.networks import deployed
 from stereo_kd_training.networks.base import (
     NetworkError,
     StereoNetwork,
@@ -276,7 +277,9 @@ class Kestrel(StereoNetwork):
         stems, features = self.encoder(torch.cat((left, right), 0))
         stem_left, _ = split_views(stems)
         features_left, features_right = split_views(features)
-        volume = correlation_volume(
+        in_blocks = deployed.deployed('volume')
+        correlate = deployed.correlation_volume if in_blocks else correlation_volume
+        volume = correlate(
             F.normalize(features_left, dim=1), F.normalize(features_right, dim=1), self.hypotheses
         )
         residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
@@ -286,12 +289,17 @@ class Kestrel(StereoNetwork):
         with torch.autocast(device_type, enabled=False):
             logits = residual.float() + self.correlation_scale * volume.float()
             radius = self.window or self.hypotheses
-            coarse, mass = window_regression(logits, self.bins, radius)
+            spelt_out = deployed.deployed('regression')
+            regress = deployed.window_regression if spelt_out else window_regression
+            coarse, mass = regress(logits, self.bins, radius)
             disparity = convex_upsample(4.0 * coarse, weights.float(), 4)[:, 0]
             confidence = torch.sigmoid(confidence.float()) * mass
-            fine = F.interpolate(
-                confidence, scale_factor=4.0, mode='bilinear', align_corners=False
-            )
+            if deployed.deployed('confidence'):
+                fine = deployed.bilinear_x4(confidence)
+            else:
+                fine = F.interpolate(
+                    confidence, scale_factor=4.0, mode='bilinear', align_corners=False
+                )
         return StereoOutput(
             disparity=disparity,
             confidence=fine[:, 0],

@@ -1,0 +1,88 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is traced into an exported file gives the numbers of what training runs."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip('torch', reason='training needs torch')
+import torch.nn.functional as F  # noqa: E402
+
+from stereo_kd_training.networks import deployed  # noqa: E402
+from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    correlation_volume,
+    window_regression,
+)
+
+onnx = pytest.importorskip('onnx', reason='export needs onnx')
+from tiny_kestrel import TINY  # noqa: E402
+
+from stereo_kd_training.export import export_network  # noqa: E402
+from stereo_kd_training.networks import create  # noqa: E402
+
+
+@pytest.fixture
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+# Narrower than the range, exactly one and two blocks, and in between.
+@pytest.mark.parametrize('width', [5, 12, 24, 31])
+@pytest.mark.parametrize('batch', [1, 2])
+def test_the_volume_by_blocks_is_the_volume(seeded, width, batch):
+    left, right = (torch.randn(batch, 7, 4, width, generator=seeded) for _ in range(2))
+    torch.testing.assert_close(
+        deployed.correlation_volume(left, right, 12), correlation_volume(left, right, 12)
+    )
+
+
+@pytest.mark.parametrize('radius', [1, 2, 16])
+def test_the_regression_spelt_out_is_the_regression(seeded, radius):
+    logits = 4 * torch.randn(2, 16, 9, 11, generator=seeded)
+    bins = torch.arange(15, -1, -1, dtype=torch.float32)
+    for found, expected in zip(
+        deployed.window_regression(logits, bins, radius), window_regression(logits, bins, radius)
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_of_channels_that_tie_the_first_is_the_best():
+    logits = torch.zeros(1, 8, 1, 2)
+    logits[0, [1, 6], 0, 0] = 5.0
+    bins = torch.arange(7, -1, -1, dtype=torch.float32)
+    expected, mass = deployed.window_regression(logits, bins, 1)
+    same, of_it = window_regression(logits, bins, 1)
+    torch.testing.assert_close(expected, same)
+    torch.testing.assert_close(mass, of_it)
+    assert expected[0, 0, 0, 0] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (8, 2)])
+def test_the_sums_are_bilinear(seeded, size):
+    coarse = torch.rand(2, 1, *size, generator=seeded)
+    torch.testing.assert_close(
+        deployed.bilinear_x4(coarse),
+        F.interpolate(coarse, scale_factor=4.0, mode='bilinear', align_corners=False),
+    )
+
+
+def operators(network, path) -> set[str]:
+    export_network(network, path, sizes=((64, 96),))
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_forms_are_traced_unless_left_out(tmp_path):
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY).eval()
+    replaced = {'ArgMax', 'Where', 'Resize'}
+    # Nearest upsampling between levels is a Resize as well.
+    with deployed.without('regression'):
+        assert 'ArgMax' in operators(network, tmp_path / 'without.onnx')
+    assert not deployed.deployed('regression')
+    assert operators(network, tmp_path / 'with.onnx') & replaced == {'Resize'}
+
+
+def test_a_form_that_does_not_exist_is_an_error():
+    with pytest.raises(ValueError, match='no form'), deployed.without('magic'):
+        pass

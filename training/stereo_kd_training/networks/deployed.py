@@ -1,0 +1,115 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The same arithmetic as in training, written as ONNX runtimes execute it best.
+
+Training wants few large operations with cheap gradients; a runtime on a CPU pays for every pass
+over a map, for operators it has only a reference kernel of, and for each change of layout. These
+forms are traced into the exported file in place of the ones that training runs; `export_network`
+and the tests hold both to the same numbers. What each one wins, and others that won nothing, is
+measured by `benchmarks/graph_table.py`, which leaves them out one by one (`without`).
+
+Nothing behind the logits may be a convolution or a matrix product: OpenVINO in BF16 computes in
+FP32 only what lies behind the last of those, and a disparity of 100 px needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FORMS = ('volume', 'regression', 'confidence')
+
+_left_out: frozenset[str] = frozenset()
+
+
+def deployed(form: str) -> bool:
+    """Whether a graph is being traced, and this one of `FORMS` belongs into it."""
+    return torch.jit.is_tracing() and form not in _left_out
+
+
+@contextmanager
+def without(*forms: str) -> Iterator[None]:
+    """Trace what training runs instead of these `FORMS`.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    global _left_out
+    unknown = set(forms) - set(FORMS)
+    if unknown:
+        raise ValueError(f'there is no form {min(unknown)!r}; expected of {", ".join(FORMS)}')
+    before, _left_out = _left_out, frozenset(forms)
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:
+    """`kestrel.correlation_volume` by blocks of D columns, each against 2 D of the right view.
+
+    (B, C, h, w) twice to (B, D, h, w). A whole row against a whole row computes w + D - 1
+    products per pixel and copies all of them to cut out D; a block computes 2 D.
+    """
+    batch, channels, height, width = left.shape
+    count = (width + hypotheses - 1) // hypotheses
+    missing = count * hypotheses - width
+    rows_left = F.pad(left, (0, missing)).permute(0, 2, 3, 1)
+    rows_left = rows_left.reshape(batch, height, count, hypotheses, channels)
+    # One block more to the left: what lies outside of the image.
+    rows_right = F.pad(right, (hypotheses, missing)).permute(0, 2, 1, 3)
+    rows_right = rows_right.reshape(batch, height, channels, count + 1, hypotheses)
+    pairs = torch.cat((rows_right[:, :, :, :-1], rows_right[:, :, :, 1:]), -1)
+    products = torch.matmul(rows_left, pairs.permute(0, 1, 3, 2, 4))
+    # Row i of a block has its band at columns i + 1 .. i + D; rows read one element longer than
+    # they are shift each by one more, and the band becomes a block.
+    flat = F.pad(products.flatten(3), (0, hypotheses))
+    skewed = flat.reshape(batch, height, count, hypotheses, 2 * hypotheses + 1)
+    band = skewed[..., 1 : hypotheses + 1].reshape(batch, height, count * hypotheses, hypotheses)
+    return band[:, :, :width].permute(0, 3, 1, 2)
+
+
+def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """`kestrel.window_regression` without ArgMax and Where, which runtimes do slowly.
+
+    (B, D, h, w), (D,) to (B, 1, h, w) twice. The first of the channels at the maximum is the one
+    whose rank from behind is the largest.
+    """
+    count = logits.shape[1]
+    top = logits.amax(1, keepdim=True)
+    rank = torch.arange(count, 0, -1, dtype=logits.dtype, device=logits.device).view(1, -1, 1, 1)
+    best = ((logits >= top).to(logits.dtype) * rank).amax(1, keepdim=True)
+    # 1 within the radius and 0 outside, for whole numbers.
+    inside = (radius + 1 - (rank - best).abs()).clamp(0.0, 1.0)
+    likelihood = torch.exp(logits - top)
+    window = likelihood * inside
+    within = window.sum(1, keepdim=True)
+    expected = (window * hypotheses.view(1, -1, 1, 1)).sum(1, keepdim=True) / within
+    return expected, within / likelihood.sum(1, keepdim=True)
+
+
+def bilinear_x4(coarse: Tensor) -> Tensor:
+    """Bilinear (B, 1, h, w) to (B, 1, 4 h, 4 w) between pixel centres, as eight weighted sums.
+
+    A runtime's Resize takes each output pixel for itself.
+    """
+    height, width = coarse.shape[2:]
+    padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
+    rows = _four_between(padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:])
+    rows = torch.cat(rows, 1)
+    both = _four_between(rows[..., :width], rows[..., 1 : width + 1], rows[..., 2:])
+    return F.pixel_shuffle(torch.stack(both, 2).flatten(1, 2), 4)
+
+
+def _four_between(before: Tensor, here: Tensor, after: Tensor) -> list[Tensor]:
+    """Values at -3/8, -1/8, 1/8 and 3/8 of a step round `here`."""
+    return [
+        0.375 * before + 0.625 * here,
+        0.125 * before + 0.875 * here,
+        0.875 * here + 0.125 * after,
+        0.625 * here + 0.375 * after,
+    ]
