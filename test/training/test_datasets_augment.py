@@ -16,18 +16,14 @@ from hypothesis import strategies as st
 
 from stereo_kd_training.datasets.augment import (
     Augmentation,
-    AugmentedDataset,
-    colour,
-    crop,
-    flip_vertical,
+    Window,
+    hide_patches,
+    jitter_colour,
     mirror,
-    occlusion_patches,
-    pad_to,
-    random_crop,
     right_view_disparity,
-    scale,
+    scale_disparity,
     sensor_noise,
-    y_jitter,
+    shift_rows,
 )
 from stereo_kd_training.datasets.base import DatasetError, StereoSample
 
@@ -74,6 +70,31 @@ def mismatch(sample: StereoSample) -> float:
     return float(np.median(difference[seen]))
 
 
+def augmented(pair: StereoSample, chain: Augmentation, size, seed: int) -> StereoSample:
+    """A crop of `size` (height, width)."""
+    rng = np.random.default_rng(seed)
+    cut = chain(pair.left, pair.right, pair.disparity, *size, rng)
+    return StereoSample(cut.left, cut.right, cut.disparity, pair.name)
+
+
+def windowed(pair: StereoSample, window: Window) -> StereoSample:
+    return StereoSample(
+        window.image(pair.left),
+        window.image(pair.right, right=True),
+        window.disparity(pair.disparity),
+        pair.name,
+    )
+
+
+def scaled_to(pair: StereoSample, factor_x: float, factor_y: float) -> StereoSample:
+    """The whole pair, resized."""
+    size = round(HEIGHT * factor_y), round(WIDTH * factor_x)
+    return windowed(pair, Window(0, 0, HEIGHT, WIDTH, *size))
+
+
+PLAIN = {'scale_probability': 0.0, 'colour_probability': 0.0}
+
+
 def off_by_one(sample: StereoSample) -> StereoSample:
     return StereoSample(sample.left, sample.right, sample.disparity + 1.5, sample.name)
 
@@ -87,10 +108,10 @@ def test_the_measure_can_fail(plane) -> None:
 
 
 @settings(**FIGURES)
-@given(planes, seeds, st.integers(0, 6))
+@given(near_planes, seeds, st.integers(0, 6))
 def test_crop(plane, seed: int, max_right_shift: int) -> None:
-    pair = plane_pair(*plane)
-    cut = random_crop(pair, np.random.default_rng(seed), 40, 90, max_right_shift)
+    chain = Augmentation(**PLAIN, right_shift_px=max_right_shift)
+    cut = augmented(plane_pair(*plane), chain, (40, 90), seed)
     assert cut.left.shape == cut.right.shape == (40, 90, 3)
     assert mismatch(cut) < 1.5
     assert not (cut.disparity <= 0).any()
@@ -98,30 +119,38 @@ def test_crop(plane, seed: int, max_right_shift: int) -> None:
 
 def test_shifted_right_window_adds_the_shift() -> None:
     pair = plane_pair(10.0, 0.0, 0.0)
-    np.testing.assert_allclose(crop(pair, 3, 8, 20, 50, right_shift=5).disparity, 15.0)
-    np.testing.assert_allclose(crop(pair, 3, 8, 20, 50, right_shift=-5).disparity, 5.0)
-    beyond = crop(plane_pair(3.0, 0.0, 0.0), 3, 8, 20, 50, right_shift=-5)
+    for shift, disparity in ((5, 15.0), (-5, 5.0)):
+        window = Window(3, 8, 20, 50, 20, 50, shift)
+        np.testing.assert_allclose(windowed(pair, window).disparity, disparity)
+        assert window.hypotheses(np.float32([0, 10])).tolist() == [shift, disparity]
+    magnified = Window(3, 8, 20, 50, 20, 100, 5)
+    np.testing.assert_allclose(windowed(pair, magnified).disparity, 30.0)
+    assert magnified.hypotheses(np.float32([10])).tolist() == [30.0]
+    beyond = windowed(plane_pair(3.0, 0.0, 0.0), Window(3, 8, 20, 50, 20, 50, -5))
     assert np.isnan(beyond.disparity).all()
 
 
-@pytest.mark.parametrize('window', [(-1, 0, 20, 20, 0), (50, 0, 20, 20, 0), (0, 100, 20, 20, 5)])
-def test_crop_refuses_a_window_outside(window) -> None:
-    with pytest.raises(DatasetError, match=r'plane.*leaves the 120x60 picture'):
-        crop(plane_pair(10, 0, 0), *window)
+@settings(**FIGURES)
+@given(seeds, st.sampled_from([1, 4, 8]))
+def test_windows_stay_inside_and_on_their_cells(seed: int, cell: int) -> None:
+    chain = Augmentation(scale_probability=0.5, right_shift_px=30, stretch=0.2)
+    window = chain.window((HEIGHT, WIDTH), 40, 80, np.random.default_rng(seed), cell)
+    assert window.y % cell == window.x % cell == 0
+    assert 0 <= window.y <= HEIGHT - window.source_height
+    for x in (window.x, window.x + window.right_shift):
+        assert 0 <= x <= WIDTH - window.source_width
 
 
-def test_padding_is_unknown() -> None:
-    padded = pad_to(plane_pair(10, 0, 0), 70, 100)
-    assert padded.left.shape == (70, WIDTH, 3)
-    assert np.isnan(padded.disparity[HEIGHT:]).all()
-    assert np.isfinite(padded.disparity[:HEIGHT]).all()
+def test_a_pair_smaller_than_the_crop_is_named() -> None:
+    with pytest.raises(DatasetError, match='120x60 is smaller than the crop 90x64'):
+        augmented(plane_pair(5, 0, 0), Augmentation(), (64, 90), 0)
 
 
 @settings(**FIGURES)
 @given(planes, factors, factors)
 def test_scale(plane, factor_x: float, factor_y: float) -> None:
     pair = plane_pair(*plane)
-    scaled = scale(pair, factor_x, factor_y)
+    scaled = scaled_to(pair, factor_x, factor_y)
     assert scaled.disparity.shape == (round(HEIGHT * factor_y), round(WIDTH * factor_x))
     assert mismatch(scaled) < 3
     assert mismatch(scaled) < mismatch(off_by_one(scaled))
@@ -131,7 +160,7 @@ def test_scale(plane, factor_x: float, factor_y: float) -> None:
 @given(planes, factors, factors)
 def test_scaled_plane_is_the_scaled_plane(plane, factor_x: float, factor_y: float) -> None:
     a, b, c = plane
-    scaled = scale(plane_pair(*plane), factor_x, factor_y).disparity
+    scaled = scaled_to(plane_pair(*plane), factor_x, factor_y).disparity
     height, width = scaled.shape
     # Pixel centres keep their place: x + 0.5 = (x' + 0.5) / ratio.
     y, x = np.mgrid[:height, :width] + 0.5
@@ -148,7 +177,7 @@ def test_scaling_does_not_blend_two_surfaces() -> None:
     pair = plane_pair(5.0, 0.0, 0.0)
     pair.disparity[:, 61:] = 30.0
     for factor in (0.7, 1.6):
-        scaled = scale(pair, factor, 1.0).disparity
+        scaled = scaled_to(pair, factor, 1.0).disparity
         ratio = scaled.shape[1] / WIDTH
         values = np.unique(np.round(scaled / ratio, 3))
         np.testing.assert_array_equal(values, [5.0, 30.0])
@@ -157,7 +186,7 @@ def test_scaling_does_not_blend_two_surfaces() -> None:
 def test_scaling_does_not_let_the_unknown_leak() -> None:
     pair = plane_pair(8.0, 0.0, 0.0)
     pair.disparity[20:30, 40:60] = np.nan
-    scaled = scale(pair, 1.5, 1.5).disparity
+    scaled = scaled_to(pair, 1.5, 1.5).disparity
     np.testing.assert_allclose(scaled[np.isfinite(scaled)], 12.0, rtol=1e-6)
     assert np.isnan(scaled).sum() == pytest.approx(200 * 1.5**2, rel=0.1)
 
@@ -169,7 +198,7 @@ def test_sparse_truth_stays_at_its_place(plane, factor: float, seed: int) -> Non
     lonely = np.random.default_rng(seed).random((HEIGHT, WIDTH)) > 0.05
     pair.disparity[lonely] = np.nan
     before = int(pair.valid.sum())
-    scaled = scale(pair, factor, factor)
+    scaled = scaled_to(pair, factor, factor)
     assert 0.5 * min(1, factor) * before < scaled.valid.sum() <= before
     a, b, c = plane
     row, column = np.nonzero(scaled.valid)
@@ -185,33 +214,30 @@ def test_collision_keeps_the_nearer_point() -> None:
     pair = plane_pair(5.0, 0.0, 0.0)
     pair.disparity[:] = np.nan
     pair.disparity[0, :2] = (7.0, 4.0)
-    scaled = scale(pair, 0.5, 1.0).disparity
+    scaled = scaled_to(pair, 0.5, 1.0).disparity
     assert scaled[0, 0] == 3.5
     assert np.isfinite(scaled).sum() == 1
 
 
-def test_scale_refuses_nothing_left() -> None:
-    with pytest.raises(DatasetError, match='empty'):
-        scale(plane_pair(5, 0, 0), 0.001, 1)
+def test_a_magnified_view_stays_where_its_truth_is_for_points_and_surfaces() -> None:
+    """Said to be points, a dense truth is carried as such; both readings agree."""
+    disparity = plane_pair(9.0, 0.05, 0.02).disparity
+    size = (2 * WIDTH, 2 * HEIGHT)
+    points = scale_disparity(disparity, size, sparse=True)
+    known = np.isfinite(points)
+    assert known.sum() == HEIGHT * WIDTH
+    error = np.abs(scale_disparity(disparity, size) - points)[known]
+    assert error.max() < 0.1
 
 
 @settings(**FIGURES)
 @given(planes)
 def test_mirror_swaps_the_eyes(plane) -> None:
     pair = plane_pair(*plane)
-    mirrored = mirror(pair)
+    mirrored = StereoSample(*mirror(pair.left, pair.right, pair.disparity), 'mirrored')
     assert mismatch(mirrored) < 1.5
     np.testing.assert_array_equal(mirrored.left, pair.right[:, ::-1])
-    twice = mirror(mirrored)
-    np.testing.assert_array_equal(twice.left, pair.left)
-    np.testing.assert_array_equal(twice.disparity, pair.disparity)
-
-
-def test_mirror_takes_the_sets_own_right_truth() -> None:
-    pair = plane_pair(5.0, 0.0, 0.0)
-    own = np.full((HEIGHT, WIDTH), 5.5, np.float32)
-    mirrored = mirror(StereoSample(pair.left, pair.right, pair.disparity, 'own', own))
-    np.testing.assert_array_equal(mirrored.disparity, own)
+    np.testing.assert_array_equal(mirrored.right, pair.left[:, ::-1])
 
 
 @settings(**FIGURES)
@@ -247,83 +273,102 @@ def test_right_view_of_isolated_points() -> None:
     assert np.isfinite(right).sum() == 1
 
 
-@settings(**FIGURES)
-@given(planes)
-def test_flip_vertical(plane) -> None:
-    assert mismatch(flip_vertical(plane_pair(*plane))) < 1.5
+LOOKS = {
+    'colour': {'colour_probability': 1.0},
+    'asymmetric': {'asymmetric_probability': 1.0},
+    'noise': {'noise_probability': 1.0},
+    'y_jitter': {'y_jitter_probability': 1.0},
+    'occlusion': {'occlusion_probability': 1.0, 'occlusion_px': (5, 10)},
+}
 
 
-@pytest.mark.parametrize('change', [colour, sensor_noise, y_jitter, occlusion_patches])
-def test_what_changes_the_look_leaves_the_truth(change) -> None:
+@pytest.mark.parametrize('name', LOOKS)
+def test_what_changes_the_look_leaves_the_truth(name) -> None:
     pair = plane_pair(9.0, 0.05, 0.02)
     before = [pair.left.copy(), pair.right.copy(), pair.disparity.copy()]
-    changed = change(pair, np.random.default_rng(0))
+    chain = Augmentation(**{**PLAIN, **LOOKS[name]})
+    changed = augmented(pair, chain, (HEIGHT, WIDTH), 0)
     np.testing.assert_array_equal(changed.disparity, pair.disparity)
     assert (changed.right != pair.right).any()
+    both = name in ('colour', 'noise')
+    assert (changed.left != pair.left).any() == both
     assert changed.left.dtype == changed.right.dtype == np.uint8
     for image, original in zip((pair.left, pair.right, pair.disparity), before):
         np.testing.assert_array_equal(image, original)
 
 
+def test_every_setting_off_changes_nothing() -> None:
+    pair = plane_pair(9.0, 0.05, 0.02)
+    same = augmented(pair, Augmentation(**PLAIN), (HEIGHT, WIDTH), 0)
+    for name in ('left', 'right', 'disparity'):
+        np.testing.assert_array_equal(getattr(same, name), getattr(pair, name))
+
+
 def test_symmetric_colour_keeps_the_views_alike() -> None:
     pair = plane_pair(9.0, 0.0, 0.0)
-    same = colour(pair, np.random.default_rng(2), asymmetric_probability=0.0)
-    other = colour(pair, np.random.default_rng(2), asymmetric_probability=1.0)
-    assert mismatch(same) < 2
-    assert mismatch(other) > mismatch(same)
+    alike = Augmentation(scale_probability=0.0, colour_probability=1.0)
+    apart = alike.model_copy(update={'asymmetric_probability': 1.0})
+    seeded = range(8)
+    symmetric = [mismatch(augmented(pair, alike, (HEIGHT, WIDTH), s)) for s in seeded]
+    asymmetric = [mismatch(augmented(pair, apart, (HEIGHT, WIDTH), s)) for s in seeded]
+    assert np.median(symmetric) < 8
+    assert np.median(asymmetric) > 2 * np.median(symmetric)
 
 
-def test_occlusion_patches_touch_the_right_view_only() -> None:
-    pair = plane_pair(9.0, 0.0, 0.0)
-    changed = occlusion_patches(pair, np.random.default_rng(0), sizes_px=(5, 10))
-    assert changed.left is pair.left
-    touched = (changed.right != pair.right).any(axis=-1)
+def test_a_view_that_is_a_pixel_too_low_has_its_rows_a_pixel_later() -> None:
+    image = plane_pair(9.0, 0.0, 0.0).right
+    np.testing.assert_array_equal(shift_rows(image, 1.0)[1:], image[:-1])
+    half = shift_rows(image, 0.5)[1:].astype(np.float32)
+    between = (image[1:].astype(np.float32) + image[:-1]) / 2
+    assert np.abs(half - between).max() <= 1
+
+
+def test_noise_has_at_most_its_sigma_and_no_bias() -> None:
+    image = np.full((100, 100, 3), 128, np.uint8)
+    sigmas = []
+    for seed in range(20):
+        noise = sensor_noise(image, np.random.default_rng(seed), 5.0).astype(np.float32) - 128
+        assert abs(noise.mean()) < 0.2
+        sigmas.append(noise.std())
+    assert max(sigmas) < 5.2 and max(sigmas) > 3 > min(sigmas)
+
+
+def test_patches_hide_rectangles_behind_one_colour() -> None:
+    image = plane_pair(9.0, 0.0, 0.0).right
+    changed = hide_patches(image, np.random.default_rng(0), sizes_px=(5, 10))
+    touched = (changed != image).any(axis=-1)
     assert 0 < touched.sum() <= 3 * 100
-    assert len(np.unique(changed.right[touched], axis=0)) == 1
+    assert len(np.unique(changed[touched], axis=0)) == 1
+
+
+def test_colours_are_the_same_for_the_same_draw() -> None:
+    pair = plane_pair(9.0, 0.0, 0.0)
+    first, again, other = (
+        jitter_colour(pair.left, pair.right, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first[0], again[0])
+    assert (first[0] != other[0]).any()
 
 
 @settings(**FIGURES)
 @given(near_planes, seeds)
 def test_whole_chain_of_geometry(plane, seed: int) -> None:
     chain = Augmentation(
-        48,
-        96,
-        min_log2_scale=-0.4,
-        max_right_shift=4,
+        scale_probability=1.0,
+        min_scale=0.75,
+        max_scale=1.4,
+        stretch=0.1,
+        right_shift_px=4,
         mirror_probability=0.5,
-        flip_probability=0.5,
         colour_probability=0.0,
-        noise_probability=0.0,
-        y_jitter_probability=0.0,
-        occlusion_probability=0.0,
     )
-    sample = chain(plane_pair(*plane), np.random.default_rng(seed))
+    sample = augmented(plane_pair(*plane), chain, (48, 96), seed)
     assert sample.left.shape == sample.right.shape == (48, 96, 3)
     assert sample.disparity.shape == (48, 96)
     assert mismatch(sample) < 3
 
 
-class Planes:
-    """Three pairs, as a data set."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> StereoSample:
-        return plane_pair(5.0 + index, 0.02, 0.0)
-
-
-def test_augmented_items_depend_on_seed_epoch_and_index_alone() -> None:
-    def items(seed: int, epoch: int, order: list[int]) -> dict[int, StereoSample]:
-        dataset = AugmentedDataset(Planes(), Augmentation(40, 80), seed)
-        dataset.set_epoch(epoch)
-        return {index: dataset[index] for index in order}
-
-    first, again = items(1, 0, [0, 1, 2]), items(1, 0, [2, 0, 1])
-    for index in range(3):
-        np.testing.assert_array_equal(first[index].left, again[index].left)
-        np.testing.assert_array_equal(first[index].disparity, again[index].disparity)
-    assert (items(1, 1, [0])[0].left != first[0].left).any()
-    assert (items(2, 0, [0])[0].left != first[0].left).any()
-    dataset = AugmentedDataset(Planes(), Augmentation(40, 80))
-    assert len(list(dataset)) == len(dataset) == 3
+@pytest.mark.parametrize('wrong', [{'occlusion_px': (9, 5)}, {'max_scale': 0.5}, {'stretch': 1}])
+def test_settings_that_make_no_sense_are_refused(wrong) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Augmentation(**wrong)

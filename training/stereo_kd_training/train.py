@@ -26,17 +26,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from stereo_kd_ros.metrics import disparity_metrics
 from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
+from stereo_kd_training.datasets.augment import Augmentation
 from stereo_kd_training.losses import (
     masked_mean,
     smooth_l1_disparity,
@@ -62,8 +63,18 @@ class LossWeights(BaseModel):
     confidence: float = 0.1
 
 
+_MOVED_TO_AUGMENTATION = ('scale_probability', 'colour_probability')
+
+
 class TrainingConfig(BaseModel):
-    """What a run is made of; unknown keys are refused."""
+    """What a run is made of; unknown keys are refused.
+
+    Attributes:
+        compile: run the network through torch.compile. Checkpoints are those of the plain
+            network, so it may be switched on and off between the parts of a run.
+        compile_backend: 'inductor' needs a C++ compiler (and triton on a GPU); 'aot_eager'
+            and 'eager' need none, and show whether a network can be captured at all.
+    """
 
     model_config = ConfigDict(extra='forbid')
 
@@ -85,15 +96,31 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(1e-2, ge=0)
     clip_gradient: float = Field(1.0, gt=0)
     precision: str = Field('bf16', pattern='^(no|bf16|fp16)$')
+    compile: bool = False
+    compile_backend: Literal['inductor', 'aot_eager', 'eager'] = 'inductor'
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    scale_probability: float = Field(0.3, ge=0, le=1)
-    colour_probability: float = Field(0.8, ge=0, le=1)
+    augmentation: Augmentation = Field(default_factory=Augmentation)
     loss: LossWeights = Field(default_factory=LossWeights)
     seed: int = 0
     log_every: int = Field(25, ge=1)
     validate_every: int = Field(500, ge=1)
     validation_pairs: int = Field(24, ge=1)
     checkpoint_every: int = Field(200, ge=1)
+
+    @model_validator(mode='before')
+    @classmethod
+    def _keys_of_earlier_versions(cls, fields: Any) -> Any:
+        """The two augmentations that once stood among the other keys go to their section."""
+        if not isinstance(fields, dict):
+            return fields
+        moved = {key: fields[key] for key in _MOVED_TO_AUGMENTATION if key in fields}
+        if not moved:
+            return fields
+        kept = {key: value for key, value in fields.items() if key not in moved}
+        section = kept.get('augmentation') or {}
+        if isinstance(section, Augmentation):
+            section = section.model_dump(exclude_unset=True)
+        return {**kept, 'augmentation': {**section, **moved}}
 
 
 class Pair(Protocol):
@@ -166,136 +193,15 @@ def learning_rate_share(step: int, config: TrainingConfig) -> float:
     return config.milestone_factor**passed
 
 
-@dataclass(frozen=True)
-class Window:
-    """A window of a picture, brought to `height` x `width`; the same for all maps of a pair."""
-
-    y: int
-    x: int
-    source_height: int
-    source_width: int
-    height: int
-    width: int
-
-    def image(self, picture: np.ndarray) -> np.ndarray:
-        """Of a picture (H, W, 3), bilinear."""
-        return self._resized(picture, cv2.INTER_LINEAR)
-
-    def values(self, values: np.ndarray) -> np.ndarray:
-        """Of any map (H, W), nearest: an average of two surfaces is one that is not there."""
-        return self._resized(values, cv2.INTER_NEAREST)
-
-    @property
-    def magnification(self) -> np.float32:
-        """By which disparities grow."""
-        return np.float32(self.width / self.source_width)
-
-    def disparity(self, disparity: np.ndarray) -> np.ndarray:
-        """Of a disparity (H, W), which grows with the width."""
-        return self.values(disparity) * self.magnification
-
-    def cells(self, values: np.ndarray, factor: int) -> np.ndarray:
-        """Of a map (K, h, w) over cells of `factor` pixels: for each cell of the crop the one
-        that its centre lies in. (K, height / factor, width / factor)."""
-
-        def chosen(start: int, source: int, wanted: int, count: int) -> np.ndarray:
-            centres = start + (np.arange(-(-wanted // factor)) + 0.5) * factor * source / wanted
-            return np.clip((centres / factor).astype(np.int64), 0, count - 1)
-
-        rows = chosen(self.y, self.source_height, self.height, values.shape[-2])
-        columns = chosen(self.x, self.source_width, self.width, values.shape[-1])
-        return values[:, rows[:, None], columns]
-
-    def _resized(self, full: np.ndarray, interpolation: int) -> np.ndarray:
-        part = full[self.y : self.y + self.source_height, self.x : self.x + self.source_width]
-        if part.shape[:2] == (self.height, self.width):
-            return part
-        return cv2.resize(part, (self.width, self.height), interpolation=interpolation)
-
-
-def random_window(
-    shape: tuple[int, int],
-    height: int,
-    width: int,
-    generator: np.random.Generator,
-    scale_probability: float = 0.0,
-    cell: int = 1,
-) -> Window:
-    """Where to crop a pair of `shape` (H, W), sometimes magnified or shrunk.
-
-    Windows begin at multiples of `cell` pixels, so that those of the same size hold whole cells.
-
-    Raises:
-        TrainingError: the pair is smaller than the crop.
-    """
-    full_height, full_width = shape
-    if full_height < height or full_width < width:
-        raise TrainingError(
-            f'a pair of {full_width}x{full_height} is smaller than the crop {width}x{height}; '
-            'choose a smaller crop_width, crop_height'
-        )
-    scale = 1.0
-    if generator.random() < scale_probability:
-        smallest = max(height / full_height, width / full_width, 0.7)
-        scale = math.exp(generator.uniform(math.log(smallest), math.log(1.5)))
-    source_height = min(full_height, round(height / scale))
-    source_width = min(full_width, round(width / scale))
-    y = int(generator.integers(0, full_height - source_height + 1))
-    x = int(generator.integers(0, full_width - source_width + 1))
-    y, x = y - y % cell, x - x % cell
-    return Window(y, x, source_height, source_width, height, width)
-
-
-def random_crop(
-    pair: Pair,
-    height: int,
-    width: int,
-    generator: np.random.Generator,
-    scale_probability: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same window of both eyes, sometimes magnified or shrunk with its disparities.
-
-    Raises:
-        TrainingError: the pair is smaller than the crop.
-    """
-    window = random_window(pair.disparity.shape, height, width, generator, scale_probability)
-    return (
-        window.image(pair.left),
-        window.image(pair.right),
-        window.disparity(pair.disparity),
-    )
-
-
-def jitter_colour(
-    left: np.ndarray, right: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gain, gamma and offset per channel for both eyes, and a little more for each alone."""
-    ramp = np.arange(256, dtype=np.float32) / 255.0
-
-    def table(gamma: float, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        curve = 255.0 * (gain[:, None] * ramp[None] ** gamma + offset[:, None])
-        return np.clip(curve, 0, 255).astype(np.uint8).T.reshape(256, 1, 3)
-
-    gamma = math.exp(generator.normal(0, 0.2))
-    gain = np.exp(generator.normal(0, 0.12) + generator.normal(0, 0.06, 3)).astype(np.float32)
-    offset = generator.normal(0, 0.03, 3).astype(np.float32)
-    order = generator.permutation(3) if generator.random() < 0.3 else np.arange(3)
-    eyes = []
-    for image in (left, right):
-        own_gamma = gamma * math.exp(generator.normal(0, 0.04))
-        own_gain = gain * np.exp(generator.normal(0, 0.03, 3)).astype(np.float32)
-        image = np.ascontiguousarray(image[..., order])
-        eyes.append(cv2.LUT(image, table(own_gamma, own_gain, offset)))
-    return eyes[0], eyes[1]
-
-
 def make_batch(
     source: PairSource, config: TrainingConfig, step: int, rank: int = 0, ranks: int = 1
 ) -> Batch:
     """The share of `rank` in the batch of optimiser step `step`.
 
     Raises:
-        TrainingError: the batch does not divide by the number of processes.
+        TrainingError: the batch does not divide by the number of processes, or answers of a
+            teacher are to be mirrored.
+        DatasetError: a pair is smaller than the crop.
     """
     if config.batch_size % ranks:
         raise TrainingError(f'batch_size {config.batch_size} does not divide by {ranks} processes')
@@ -306,28 +212,31 @@ def make_batch(
         generator = np.random.default_rng((config.seed, step, item))
         pair = source[int(generator.integers(len(source)))]
         top = getattr(pair, 'teacher_distribution', None)
-        window = random_window(
-            pair.disparity.shape,
+        crop = config.augmentation(
+            pair.left,
+            pair.right,
+            pair.disparity,
             config.crop_height,
             config.crop_width,
             generator,
-            config.scale_probability,
             1 if top is None else top.factor,
         )
-        left, right = window.image(pair.left), window.image(pair.right)
-        if generator.random() < config.colour_probability:
-            left, right = jitter_colour(left, right, generator)
-        lefts.append(left)
-        rights.append(right)
-        disparities.append(window.disparity(pair.disparity))
+        lefts.append(crop.left)
+        rights.append(crop.right)
+        disparities.append(crop.disparity)
         taught = getattr(pair, 'teacher_disparity', None)
         if taught is not None:
-            teacher_disparities.append(window.disparity(taught))
-            confidences.append(window.values(pair.teacher_confidence))
+            if config.augmentation.mirror_probability:
+                raise TrainingError(
+                    'mirror_probability swaps the eyes, and the answers on disk are of the left '
+                    'one; keep the teacher in memory (cache: false), or do not mirror'
+                )
+            teacher_disparities.append(crop.window.disparity(taught))
+            confidences.append(crop.window.values(pair.teacher_confidence))
         if top is not None:
-            indices.append(window.cells(top.indices, top.factor))
-            probabilities.append(window.cells(top.probabilities, top.factor))
-            hypotheses.append(top.hypotheses * window.magnification)
+            indices.append(crop.window.cells(top.indices, top.factor))
+            probabilities.append(crop.window.cells(top.probabilities, top.factor))
+            hypotheses.append(crop.window.hypotheses(top.hypotheses))
 
     def planes(images: list[np.ndarray]) -> Tensor:
         # Channels last in memory, as the cameras give it and as the CPU convolves faster.
@@ -481,6 +390,9 @@ class Trainer:
             weight_groups(network, config.weight_decay), lr=config.peak_learning_rate
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self._forward = self.network
+        if config.compile:
+            self._forward = compiled(self.network, config.compile_backend)
         self._open_run()
 
     @property
@@ -630,7 +542,7 @@ class Trainer:
             batch = batch.to(self.accelerator.device)
             normalize = self.plain_network.normalize
             with self.accelerator.autocast():
-                output = self.network(
+                output = self._forward(
                     normalize(batch.left.float()), normalize(batch.right.float())
                 )
             loss, terms = self.loss(output, batch, self.step)
@@ -734,7 +646,32 @@ _MAY_CHANGE = {
     'validation_pairs',
     'checkpoint_every',
     'initial_weights',
+    'compile',
+    'compile_backend',
 }
+
+
+def compiled(network: nn.Module, backend: str = 'inductor') -> Callable[..., StereoOutput]:
+    """`network` through torch.compile, sharing its weights; it is compiled when first called.
+
+    Raises:
+        TrainingError: at the first call, where the backend cannot compile it here; says why.
+    """
+    fast = torch.compile(network, backend=backend)
+
+    def call(*images: Tensor) -> StereoOutput:
+        try:
+            return fast(*images)
+        except (RuntimeError, ImportError, OSError) as error:
+            if not type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(
+                f'torch.compile with backend {backend!r} failed: {reason}. It needs a C++ '
+                'compiler on a CPU, triton on a GPU; or set compile: false'
+            ) from error
+
+    return call
 
 
 def channels_last(network: nn.Module) -> None:

@@ -4,7 +4,7 @@
 
 What moves pixels moves the truth with it, by rules that follow from x_right = x_left - d:
 
-* crop: both views by the same window leave d; a right window that starts s columns further
+* window: the same one of both views leaves d; a right window that starts s columns further
   right gives d + s;
 * scale: d is multiplied by the true ratio of the widths (after rounding to whole pixels). A
   truth is never averaged over a depth edge or with an unknown neighbour;
@@ -17,13 +17,15 @@ patches that hide a part of the right view) leaves d. Everything random comes fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stereo_kd_training.datasets.base import DatasetError, StereoSample
+from stereo_kd_training.datasets.base import DatasetError
 
 # Neighbours whose disparities differ by less belong to one surface.
 _SURFACE_STEP_PX = 1.0
@@ -32,152 +34,233 @@ _SURFACE_STEP_PX = 1.0
 _SPARSE_BELOW = 0.75
 
 
-def crop(
-    sample: StereoSample, top: int, left: int, height: int, width: int, right_shift: int = 0
-) -> StereoSample:
-    """Cut a window out of both views; the right one may start `right_shift` columns later.
+@dataclass(frozen=True)
+class Window:
+    """A window of a pair, brought to `height` x `width`; the same for all maps of the pair.
 
-    Where the shifted disparity is not positive it becomes NaN. Both windows must lie inside.
-
-    Raises:
-        DatasetError: a window leaves the picture.
+    Attributes:
+        y, x, source_height, source_width: in the left view, in px.
+        height, width: of what comes out.
+        right_shift: columns by which the right view's window starts later.
     """
-    full_height, full_width = sample.disparity.shape
-    right_left = left + right_shift
-    if not (
-        0 <= top <= full_height - height
-        and 0 <= left <= full_width - width
-        and 0 <= right_left <= full_width - width
-    ):
-        raise DatasetError(
-            f'{sample.name}: a {width}x{height} window at ({left}, {top}), on the right at '
-            f'({right_left}, {top}), leaves the {full_width}x{full_height} picture'
-        )
-    rows = slice(top, top + height)
-    window = (rows, slice(left, left + width))
-    right_window = (rows, slice(right_left, right_left + width))
-    other = sample.disparity_right
-    return replace(
-        sample,
-        left=sample.left[window],
-        right=sample.right[right_window],
-        disparity=_shifted(sample.disparity[window], right_shift),
-        disparity_right=None if other is None else _shifted(other[right_window], right_shift),
-    )
+
+    y: int
+    x: int
+    source_height: int
+    source_width: int
+    height: int
+    width: int
+    right_shift: int = 0
+
+    def image(self, picture: np.ndarray, right: bool = False) -> np.ndarray:
+        """Of a picture (H, W, 3), of either view."""
+        x = self.x + (self.right_shift if right else 0)
+        part = picture[self.y : self.y + self.source_height, x : x + self.source_width]
+        if self._whole:
+            return part
+        shrinks = self.height < self.source_height or self.width < self.source_width
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(part, (self.width, self.height), interpolation=interpolation)
+
+    def values(self, values: np.ndarray) -> np.ndarray:
+        """Of any map (H, W), nearest: an average of two surfaces is one that is not there."""
+        part = self._part(values)
+        if self._whole:
+            return part
+        return cv2.resize(part, (self.width, self.height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+    @property
+    def magnification(self) -> np.float32:
+        """By which disparities grow."""
+        return np.float32(self.width / self.source_width)
+
+    def disparity(self, disparity: np.ndarray) -> np.ndarray:
+        """Of a disparity (H, W) px, NaN unknown; what is not positive any more becomes NaN."""
+        part = self._part(disparity)
+        if self.right_shift:
+            part = part + np.float32(self.right_shift)
+            part[~(part > 0)] = np.nan
+        return part if self._whole else scale_disparity(part, (self.width, self.height))
+
+    def hypotheses(self, hypotheses: np.ndarray) -> np.ndarray:
+        """What disparities (D,) px of the whole pair are in the window."""
+        return (hypotheses + np.float32(self.right_shift)) * self.magnification
+
+    def cells(self, values: np.ndarray, factor: int) -> np.ndarray:
+        """Of a map (K, h, w) over cells of `factor` pixels: for each cell of the crop the one
+        that its centre lies in. (K, height / factor, width / factor)."""
+
+        def chosen(start: int, source: int, wanted: int, count: int) -> np.ndarray:
+            centres = start + (np.arange(-(-wanted // factor)) + 0.5) * factor * source / wanted
+            return np.clip((centres / factor).astype(np.int64), 0, count - 1)
+
+        rows = chosen(self.y, self.source_height, self.height, values.shape[-2])
+        columns = chosen(self.x, self.source_width, self.width, values.shape[-1])
+        return values[:, rows[:, None], columns]
+
+    @property
+    def _whole(self) -> bool:
+        return (self.source_height, self.source_width) == (self.height, self.width)
+
+    def _part(self, values: np.ndarray) -> np.ndarray:
+        rows = slice(self.y, self.y + self.source_height)
+        return values[rows, self.x : self.x + self.source_width]
 
 
-def pad_to(sample: StereoSample, height: int, width: int) -> StereoSample:
-    """Extend to at least (height, width) at the bottom and right: edges repeated, truth NaN."""
-    full_height, full_width = sample.disparity.shape
-    down, across = max(height - full_height, 0), max(width - full_width, 0)
-    if not down and not across:
-        return sample
+@dataclass(frozen=True)
+class Crop:
+    """An augmented part of a pair.
 
-    def unknown(disparity: np.ndarray) -> np.ndarray:
-        return np.pad(disparity, ((0, down), (0, across)), constant_values=np.nan)
-
-    left, right = (
-        cv2.copyMakeBorder(image, 0, down, 0, across, cv2.BORDER_REPLICATE)
-        for image in (sample.left, sample.right)
-    )
-    other = sample.disparity_right
-    return replace(
-        sample,
-        left=left,
-        right=right,
-        disparity=unknown(sample.disparity),
-        disparity_right=None if other is None else unknown(other),
-    )
-
-
-def random_crop(
-    sample: StereoSample,
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    max_right_shift: int = 0,
-) -> StereoSample:
-    """Cut a window at a random place, padding first where the picture is too small.
-
-    `max_right_shift` draws a shift of the right window from -max to max, which moves the
-    range of disparities that a network sees.
+    Attributes:
+        left, right: (H, W, 3) uint8 RGB.
+        disparity: (H, W) float32 px, NaN unknown.
+        window: by which other maps of the pair follow.
     """
-    sample = pad_to(sample, height, width)
-    full_height, full_width = sample.disparity.shape
-    top = int(rng.integers(0, full_height - height + 1))
-    left = int(rng.integers(0, full_width - width + 1))
-    shift = int(rng.integers(-max_right_shift, max_right_shift + 1))
-    shift = int(np.clip(shift, -left, full_width - width - left))
-    return crop(sample, top, left, height, width, shift)
+
+    left: np.ndarray
+    right: np.ndarray
+    disparity: np.ndarray
+    window: Window
 
 
-def scale(
-    sample: StereoSample, factor_x: float, factor_y: float, sparse: bool | None = None
-) -> StereoSample:
-    """Resize both views and the truth.
+class Augmentation(BaseModel):
+    """What a training does to its pairs; the probabilities are those of each crop.
 
-    Args:
-        sample: the pair.
-        factor_x, factor_y: new size over old size; rounded to whole pixels.
-        sparse: whether the truth is isolated points, each carried to its nearest new pixel;
-            None decides by how many points have neighbours. A dense truth is interpolated
-            within a surface and taken from the nearest pixel elsewhere.
-
-    Raises:
-        DatasetError: a factor that leaves no pixels.
+    Attributes:
+        scale_probability: the crop is taken from a smaller or larger window, both sides by one
+            factor between min_scale and max_scale (above 1 magnifies), each in addition by up
+            to `stretch` more or less (0.1 is 10 %).
+        right_shift_px: the right view's window starts up to so many columns earlier or later,
+            which moves the range of disparities that a network sees.
+        mirror_probability: left and right swap, mirrored; not with answers on disk, which
+            are of the left view.
+        colour_probability: gain, gamma and offset of both views, hardly different in each.
+        asymmetric_probability: the right view's colours change once more, on their own.
+        noise_probability, noise_sigma: Gaussian, of up to so many grey levels, in each view.
+        y_jitter_probability, y_jitter_px: the right view is up to so far too high or low.
+        occlusion_probability, occlusion_patches, occlusion_px: up to so many patches of these
+            sizes hide the right view.
     """
-    height, width = sample.disparity.shape
-    new_width, new_height = round(width * factor_x), round(height * factor_y)
-    if new_width < 1 or new_height < 1:
-        raise DatasetError(
-            f'{sample.name}: {width}x{height} scaled by {factor_x} and {factor_y} is empty'
-        )
-    size = (new_width, new_height)
-    if size == (width, height):
-        return sample
-    shrinks = new_width < width or new_height < height
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    left, right = (
-        cv2.resize(image, size, interpolation=interpolation)
-        for image in (sample.left, sample.right)
-    )
-    other = sample.disparity_right
-    return replace(
-        sample,
-        left=left,
-        right=right,
-        disparity=_scaled(sample.disparity, size, sparse),
-        disparity_right=None if other is None else _scaled(other, size, sparse),
-    )
+
+    model_config = ConfigDict(extra='forbid')
+
+    scale_probability: float = Field(0.3, ge=0, le=1)
+    min_scale: float = Field(0.7, gt=0, le=1)
+    max_scale: float = Field(1.5, ge=1)
+    stretch: float = Field(0.0, ge=0, lt=1)
+    right_shift_px: int = Field(0, ge=0)
+    mirror_probability: float = Field(0.0, ge=0, le=1)
+    colour_probability: float = Field(0.8, ge=0, le=1)
+    asymmetric_probability: float = Field(0.0, ge=0, le=1)
+    noise_probability: float = Field(0.0, ge=0, le=1)
+    noise_sigma: float = Field(4.0, ge=0)
+    y_jitter_probability: float = Field(0.0, ge=0, le=1)
+    y_jitter_px: float = Field(1.0, ge=0)
+    occlusion_probability: float = Field(0.0, ge=0, le=1)
+    occlusion_patches: int = Field(3, ge=1)
+    occlusion_px: tuple[int, int] = (30, 100)
+
+    @model_validator(mode='after')
+    def _sizes_rise(self) -> Augmentation:
+        if not 1 <= self.occlusion_px[0] <= self.occlusion_px[1]:
+            raise ValueError(f'occlusion_px is [smallest, largest], got {self.occlusion_px}')
+        return self
+
+    def __call__(
+        self,
+        left: np.ndarray,
+        right: np.ndarray,
+        disparity: np.ndarray,
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        cell: int = 1,
+    ) -> Crop:
+        """Draw one augmented crop of a pair.
+
+        Args:
+            left, right: (H, W, 3) uint8 RGB.
+            disparity: (H, W) float32 px, NaN unknown.
+            height, width: of the crop.
+            rng: all that is random.
+            cell: windows begin at multiples of so many pixels, so that those which are not
+                scaled hold whole cells.
+
+        Raises:
+            DatasetError: the pair is smaller than the crop.
+        """
+        if self.mirror_probability and rng.random() < self.mirror_probability:
+            left, right, disparity = mirror(left, right, disparity)
+        window = self.window(disparity.shape, height, width, rng, cell)
+        left, right = self.look(window.image(left), window.image(right, right=True), rng)
+        return Crop(left, right, window.disparity(disparity), window)
+
+    def window(
+        self,
+        shape: tuple[int, int],
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        cell: int = 1,
+    ) -> Window:
+        """Where to crop a pair of `shape` (H, W); see the call.
+
+        Raises:
+            DatasetError: the pair is smaller than the crop.
+        """
+        full_height, full_width = shape
+        if full_height < height or full_width < width:
+            raise DatasetError(
+                f'a pair of {full_width}x{full_height} is smaller than the crop '
+                f'{width}x{height}; choose a smaller crop_width, crop_height'
+            )
+        scale_y = scale_x = 1.0
+        if rng.random() < self.scale_probability:
+            smallest = max(height / full_height, width / full_width, self.min_scale)
+            scale_y = scale_x = math.exp(rng.uniform(math.log(smallest), math.log(self.max_scale)))
+            if self.stretch:
+                scale_y, scale_x = scale_y * (1 + self.stretch * rng.uniform(-1, 1, 2))
+        source_height = min(full_height, round(height / scale_y))
+        source_width = min(full_width, round(width / scale_x))
+        y = int(rng.integers(0, full_height - source_height + 1))
+        x = int(rng.integers(0, full_width - source_width + 1))
+        y, x = y - y % cell, x - x % cell
+        shift = 0
+        if self.right_shift_px:
+            shift = int(rng.integers(-self.right_shift_px, self.right_shift_px + 1))
+            shift = min(max(shift, -x), full_width - source_width - x)
+        return Window(y, x, source_height, source_width, height, width, shift)
+
+    def look(
+        self, left: np.ndarray, right: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Change how both views (H, W, 3) look; the disparity is the same afterwards."""
+        if rng.random() < self.colour_probability:
+            left, right = jitter_colour(left, right, rng)
+        if self.asymmetric_probability and rng.random() < self.asymmetric_probability:
+            right, _ = jitter_colour(right, right, rng)
+        if self.noise_probability and rng.random() < self.noise_probability:
+            left = sensor_noise(left, rng, self.noise_sigma)
+            right = sensor_noise(right, rng, self.noise_sigma)
+        if self.y_jitter_probability and rng.random() < self.y_jitter_probability:
+            right = shift_rows(right, rng.uniform(-self.y_jitter_px, self.y_jitter_px))
+        if self.occlusion_probability and rng.random() < self.occlusion_probability:
+            right = hide_patches(right, rng, self.occlusion_patches, self.occlusion_px)
+        return left, right
 
 
-def mirror(sample: StereoSample) -> StereoSample:
-    """Flip left and right: the mirrored right picture becomes the left one.
+def mirror(
+    left: np.ndarray, right: np.ndarray, disparity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Swap the eyes: the mirrored right picture becomes the left one.
 
-    The truth of the new left view is that of the old right view: the set's own where it has
-    one, otherwise the old truth carried over, with NaN where only the right camera sees.
+    The truth of the new left view is the old one carried over to the right view, with NaN
+    where only the right camera sees.
     """
-    other = sample.disparity_right
-    if other is None:
-        other = right_view_disparity(sample.disparity)
-    return replace(
-        sample,
-        left=np.ascontiguousarray(sample.right[:, ::-1]),
-        right=np.ascontiguousarray(sample.left[:, ::-1]),
-        disparity=np.ascontiguousarray(other[:, ::-1]),
-        disparity_right=np.ascontiguousarray(sample.disparity[:, ::-1]),
-    )
-
-
-def flip_vertical(sample: StereoSample) -> StereoSample:
-    """Turn both views upside down."""
-    other = sample.disparity_right
-    return replace(
-        sample,
-        left=np.ascontiguousarray(sample.left[::-1]),
-        right=np.ascontiguousarray(sample.right[::-1]),
-        disparity=np.ascontiguousarray(sample.disparity[::-1]),
-        disparity_right=None if other is None else np.ascontiguousarray(other[::-1]),
+    return (
+        np.ascontiguousarray(right[:, ::-1]),
+        np.ascontiguousarray(left[:, ::-1]),
+        np.ascontiguousarray(right_view_disparity(disparity)[:, ::-1]),
     )
 
 
@@ -218,193 +301,80 @@ def right_view_disparity(disparity: np.ndarray) -> np.ndarray:
     return _splat((height, width), *map(np.concatenate, (rows, columns, values)))
 
 
-def colour_jitter(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    brightness: float = 0.3,
-    contrast: float = 0.3,
-    saturation: float = 0.4,
-    gamma: float = 0.25,
-) -> np.ndarray:
-    """Change the look of one picture (H, W, 3) uint8 by random amounts up to those given."""
-    values = image.astype(np.float32) / 255.0
-    values = values ** np.float32(np.exp(rng.uniform(-gamma, gamma)))
-    grey = values @ np.float32([0.299, 0.587, 0.114])
-    colourful = np.float32(1 + rng.uniform(-saturation, saturation))
-    values = grey[..., None] + colourful * (values - grey[..., None])
-    middle = np.float32(grey.mean())
-    values = middle + np.float32(1 + rng.uniform(-contrast, contrast)) * (values - middle)
-    values = values * np.float32(1 + rng.uniform(-brightness, brightness))
-    return np.clip(values * 255.0 + 0.5, 0, 255).astype(np.uint8)
+def jitter_colour(
+    left: np.ndarray, right: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain, gamma and offset per channel for both eyes, and a little more for each alone."""
+    ramp = np.arange(256, dtype=np.float32) / 255.0
+
+    def table(gamma: float, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        curve = 255.0 * (gain[:, None] * ramp[None] ** gamma + offset[:, None])
+        return np.clip(curve, 0, 255).astype(np.uint8).T.reshape(256, 1, 3)
+
+    gamma = math.exp(rng.normal(0, 0.2))
+    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.06, 3)).astype(np.float32)
+    offset = rng.normal(0, 0.03, 3).astype(np.float32)
+    order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
+    eyes = []
+    for image in (left, right):
+        own_gamma = gamma * math.exp(rng.normal(0, 0.04))
+        own_gain = gain * np.exp(rng.normal(0, 0.03, 3)).astype(np.float32)
+        image = np.ascontiguousarray(image[..., order])
+        eyes.append(cv2.LUT(image, table(own_gamma, own_gain, offset)))
+    return eyes[0], eyes[1]
 
 
-def colour(
-    sample: StereoSample, rng: np.random.Generator, asymmetric_probability: float = 0.2
-) -> StereoSample:
-    """Jitter the colours: mostly alike in both views, sometimes each in its own way."""
-    if rng.random() < asymmetric_probability:
-        return replace(
-            sample,
-            left=colour_jitter(sample.left, rng),
-            right=colour_jitter(sample.right, rng),
-        )
-    both = colour_jitter(np.concatenate((sample.left, sample.right), axis=1), rng)
-    width = sample.left.shape[1]
-    return replace(
-        sample,
-        left=np.ascontiguousarray(both[:, :width]),
-        right=np.ascontiguousarray(both[:, width:]),
-    )
+def sensor_noise(image: np.ndarray, rng: np.random.Generator, sigma: float = 4.0) -> np.ndarray:
+    """Gaussian noise of up to `sigma` grey levels on a picture (H, W, 3) uint8."""
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, sigma)
+    return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
 
 
-def sensor_noise(
-    sample: StereoSample, rng: np.random.Generator, sigma: float = 4.0
-) -> StereoSample:
-    """Add independent Gaussian noise of up to `sigma` grey levels to each view."""
-
-    def noisy(image: np.ndarray) -> np.ndarray:
-        noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, sigma)
-        return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
-
-    return replace(sample, left=noisy(sample.left), right=noisy(sample.right))
-
-
-def y_jitter(
-    sample: StereoSample, rng: np.random.Generator, max_shift_px: float = 1.5
-) -> StereoSample:
-    """Shift the right view vertically by a part of a pixel or more: imperfect rectification."""
-    shift = rng.uniform(-max_shift_px, max_shift_px)
-    height, width = sample.right.shape[:2]
-    moved = cv2.warpAffine(
-        sample.right,
-        np.float32([[1, 0, 0], [0, 1, shift]]),
+def shift_rows(image: np.ndarray, shift_px: float) -> np.ndarray:
+    """A picture (H, W, 3) moved down by any part of a pixel or more: imperfect rectification."""
+    height, width = image.shape[:2]
+    return cv2.warpAffine(
+        image,
+        np.float32([[1, 0, 0], [0, 1, shift_px]]),
         (width, height),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return replace(sample, right=moved)
 
 
-def occlusion_patches(
-    sample: StereoSample,
+def hide_patches(
+    image: np.ndarray,
     rng: np.random.Generator,
     max_patches: int = 3,
     sizes_px: Sequence[int] = (30, 100),
-) -> StereoSample:
-    """Hide up to `max_patches` rectangles of the right view behind its mean colour.
+) -> np.ndarray:
+    """Hide up to `max_patches` rectangles of a picture (H, W, 3) behind its mean colour.
 
-    The truth stays: a network learns to continue a surface that one eye cannot see.
+    Of the right view the truth stays: a network learns to continue a surface that one eye
+    cannot see.
     """
-    right = sample.right.copy()
-    height, width = right.shape[:2]
-    mean = right.reshape(-1, 3).mean(axis=0).astype(np.uint8)
+    hidden = image.copy()
+    height, width = image.shape[:2]
+    mean = image.reshape(-1, 3).mean(axis=0).astype(np.uint8)
     for _ in range(int(rng.integers(1, max_patches + 1))):
         patch_height, patch_width = rng.integers(sizes_px[0], sizes_px[1] + 1, 2)
         top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
-        right[top : top + patch_height, left : left + patch_width] = mean
-    return replace(sample, right=right)
+        hidden[top : top + patch_height, left : left + patch_width] = mean
+    return hidden
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """A chain of all of the above; call it with a sample and a generator.
+def scale_disparity(
+    disparity: np.ndarray, size: tuple[int, int], sparse: bool | None = None
+) -> np.ndarray:
+    """Resize (H, W) px, NaN unknown, to `size` (width, height), times the ratio of the widths.
 
-    Attributes:
-        height, width: of the crop in pixels.
-        min_log2_scale, max_log2_scale: range of the scale as a power of two; (0, 0) is none.
-        stretch_probability: how often height and width get slightly different factors.
-        max_right_shift: see `random_crop`.
-        mirror_probability, flip_probability: left-right with swapped eyes, and upside down.
-        colour_probability, asymmetric_probability: see `colour`.
-        noise_probability, y_jitter_probability, occlusion_probability: how often.
-        y_jitter_px: largest vertical error.
+    Args:
+        disparity: positive where it is known.
+        size: of the result.
+        sparse: whether the truth is isolated points, each carried to its nearest new pixel;
+            None decides by how many points have neighbours. A dense truth is interpolated
+            within a surface and taken from the nearest pixel elsewhere.
     """
-
-    height: int
-    width: int
-    min_log2_scale: float = -0.2
-    max_log2_scale: float = 0.4
-    stretch_probability: float = 0.5
-    max_right_shift: int = 0
-    mirror_probability: float = 0.0
-    flip_probability: float = 0.0
-    colour_probability: float = 0.8
-    asymmetric_probability: float = 0.2
-    noise_probability: float = 0.2
-    y_jitter_probability: float = 0.5
-    y_jitter_px: float = 1.0
-    occlusion_probability: float = 0.5
-
-    def __call__(self, sample: StereoSample, rng: np.random.Generator) -> StereoSample:
-        """Draw one augmented crop of (height, width)."""
-        sample = scale(sample, *self._factors(sample, rng))
-        sample = random_crop(sample, rng, self.height, self.width, self.max_right_shift)
-        if rng.random() < self.mirror_probability:
-            sample = mirror(sample)
-        if rng.random() < self.flip_probability:
-            sample = flip_vertical(sample)
-        if rng.random() < self.colour_probability:
-            sample = colour(sample, rng, self.asymmetric_probability)
-        if rng.random() < self.noise_probability:
-            sample = sensor_noise(sample, rng)
-        if rng.random() < self.y_jitter_probability:
-            sample = y_jitter(sample, rng, self.y_jitter_px)
-        if rng.random() < self.occlusion_probability:
-            sample = occlusion_patches(sample, rng)
-        return sample
-
-    def _factors(self, sample: StereoSample, rng: np.random.Generator) -> tuple[float, float]:
-        factor = 2.0 ** rng.uniform(self.min_log2_scale, self.max_log2_scale)
-        factors = np.array([factor, factor])
-        if rng.random() < self.stretch_probability:
-            factors *= 2.0 ** rng.uniform(-0.1, 0.1, 2)
-        # A crop that the shrunk picture cannot fill would be padding, which teaches nothing.
-        rows, columns = sample.disparity.shape
-        least = np.minimum(1.0, [self.width / columns, self.height / rows])
-        factor_x, factor_y = np.maximum(factors, least)
-        return float(factor_x), float(factor_y)
-
-
-class AugmentedDataset(Sequence[StereoSample]):
-    """A set whose items are augmented anew in every epoch, the same for the same seed.
-
-    An item depends on (seed, epoch, index) alone, not on who asks for it or when, so that any
-    number of worker processes gives the same samples and a resumed run goes on as it would
-    have.
-    """
-
-    def __init__(
-        self, dataset: Sequence[StereoSample], augmentation: Augmentation, seed: int = 0
-    ) -> None:
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose which of the endless variations the next items are."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> StereoSample:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        return self.augmentation(self.dataset[index], rng)
-
-
-def _shifted(disparity: np.ndarray, shift: int) -> np.ndarray:
-    if not shift:
-        return disparity
-    moved = disparity + np.float32(shift)
-    moved[~(moved > 0)] = np.nan
-    return moved
-
-
-def _scaled(disparity: np.ndarray, size: tuple[int, int], sparse: bool | None) -> np.ndarray:
-    """Resize to (width, height) and multiply by the ratio of the widths."""
     height, width = disparity.shape
     ratio = np.float32(size[0] / width)
     known = np.isfinite(disparity)
