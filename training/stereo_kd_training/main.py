@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
+from stereo_kd_training.adapt.command import adapt_command
+from stereo_kd_training.bars import stage_bars
 from stereo_kd_training.evaluate import evaluate_command
 
 app = typer.Typer(
@@ -313,37 +314,8 @@ def ablate(
         console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A bar per stage, made when the stage is first heard of."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[text]}'),
-        console=console,
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, step: int, steps: int, text: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=steps, text='')
-            bars.update(tasks[stage], completed=step, total=steps, text=text)
-
-        yield report
-
-
 app.command('evaluate')(evaluate_command)
+app.command('adapt')(readable_errors(adapt_command))
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def unpack_bag(
                 continue
             last_ns = frame.stamp_ns
             for side, image in (('left', frame.left), ('right', frame.right)):
-                _write_once(out / side / f'{frame.stamp_ns:019d}.png', image)
+                write_once(out / side / f'{frame.stamp_ns:019d}.png', image)
             count += 1
             if max_pairs is not None and count >= max_pairs:
                 break
@@ -67,7 +67,8 @@ def unpack_bag(
     return stereo_folder(out)
 
 
-def _write_once(path: Path, image: np.ndarray) -> None:
+def write_once(path: Path, image: np.ndarray) -> None:
+    """Write an RGB picture (H, W, 3) as PNG, whole, unless the file is there already."""
     if path.exists():
         return
     _, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

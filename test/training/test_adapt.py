@@ -1,0 +1,270 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptation from end to end at a size for a test: delivered, refused, killed in every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the training extra is not installed')
+
+from tiny_adaptation import CAMERA, PAIRS, settings, write_assets, write_drive  # noqa: E402
+from tiny_models import write_block_matcher  # noqa: E402
+
+from stereo_kd_ros.camera import StereoCamera, calibration_record  # noqa: E402
+from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
+from stereo_kd_training.adapt.run import adapt, plan  # noqa: E402
+from stereo_kd_training.adapt.settings import STAGES, AdaptError, RunFolder  # noqa: E402
+from stereo_kd_training.train import load_network  # noqa: E402
+
+# What depends on the clock of the machine, at any depth of a report.
+TIMES = {
+    'seconds',
+    'training_seconds',
+    'student_ms',
+    'latency_scale',
+    'step_seconds',
+    'latency_ms',
+}
+
+
+@pytest.fixture(scope='module')
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp('assets'))
+
+
+class Killed(Exception):
+    """Stands for a power cut: nothing of the run's own cleaning up is relied upon."""
+
+
+def timeless(value: Any) -> Any:
+    """A report without what depends on the clock."""
+    if isinstance(value, dict):
+        if value.get('name') == 'latency':
+            return 'latency'
+        return {key: timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def run_killing_at(asked, folder: Path, moments: list[tuple[str, int]]) -> None:
+    """Run to the end, dying once at each (stage, step)."""
+    left = list(moments)
+
+    def die(stage: str, step: int, _steps: int, _text: str) -> None:
+        if left and (stage, step) == left[0]:
+            left.pop(0)
+            raise Killed
+
+    while True:
+        try:
+            adapt(asked, folder, die)
+            break
+        except Killed:
+            continue
+    assert not left, f'never came to {left}'
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_path: Path) -> None:
+    asked = settings(assets, tmp_path)
+    # A ratio that is known already takes the place of one that depends on the clock.
+    for name in ('whole', 'killed'):
+        ratio = tmp_path / name / 'prune' / 'ratio.json'
+        ratio.parent.mkdir(parents=True)
+        ratio.write_text(json.dumps({'ratio': 0.5, 'latency_ms': None}))
+    assert not adapt(asked, tmp_path / 'whole')
+    moments = [
+        ('look', 1),
+        ('select', 5),
+        ('label', 3),
+        ('render', 2),
+        ('distil', 2),
+        ('prune', 1),
+        ('prune', 2),
+        ('gate', 1),
+    ]
+    run_killing_at(asked, tmp_path / 'killed', moments)
+    whole, killed = (RunFolder(asked, tmp_path / name) for name in ('whole', 'killed'))
+    for stage in ('distil', 'prune'):
+        ours, theirs = (
+            load_network(run.folder / run.facts(stage)['checkpoint']).state_dict()
+            for run in (whole, killed)
+        )
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), stage
+    reports = [
+        timeless(json.loads((run.folder / 'report.json').read_text())) for run in (whole, killed)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0]['stages']['gate']['parameters'] < sum(
+        p.numel() for p in load_network(whole.folder / 'distil/start.pt').parameters()
+    )
+    # A student that has learnt four steps is no stereo matcher, and the gate says so.
+    assert not reports[0]['passed'] and 'shift' in reports[0]['fell_short']
+    assert not (tmp_path / 'robot').exists()
+    page = (tmp_path / 'killed/report.html').read_text()
+    assert 'Not delivered' in page and 'shift' in page and page.count('<img') >= 4
+
+
+@pytest.mark.slow
+def test_a_shipped_student_is_adapted_and_delivered(assets: Path, tmp_path: Path) -> None:
+    """Two steps change next to nothing, so a margin below zero lets every check pass."""
+    asked = settings(
+        assets,
+        tmp_path,
+        student='kestrel_small',
+        steps=2,
+        margin=-0.5,
+        tolerance=0.5,
+        bag_licence='MIT',
+    )
+    lines: list[str] = []
+    delivered = adapt(asked, tmp_path / 'work', on_line=lines.append)
+    assert delivered, '\n'.join(lines)
+    model = resolve_model(tmp_path / 'robot')
+    assert model == tmp_path / 'robot/robot.onnx'
+    manifest = read_manifest(model)
+    assert manifest.calibration == calibration_record(CAMERA)
+    assert manifest.teacher == 'blocks'
+    assert manifest.licence == 'unknown: ask the authors of the teacher'
+    named = {source['name']: source['licence'] for source in manifest.training_data}
+    assert named['bag drive'] == 'MIT'
+    assert named['labels by blocks'] == 'unknown: ask the authors of the teacher'
+    assert named['procedural scenes'] == 'Apache-2.0'
+    shipped = read_manifest(resolve_model('kestrel_small'))
+    assert manifest.parameters == shipped.parameters
+    assert manifest.weights_sha256 != shipped.weights_sha256
+    assert str(tmp_path) not in manifest.to_json()
+    beside = {path.name for path in (tmp_path / 'robot').iterdir()}
+    assert beside == {'robot.onnx', 'manifest.json', 'report.html', 'report.json'}
+    report = json.loads((tmp_path / 'robot/report.json').read_text())
+    assert report['passed'] and list(report['stages']) == list(STAGES[:-1])
+    assert all(check['passed'] for check in report['stages']['gate']['checks'])
+
+    # Cut off between the folder and its mark, it delivers the same again; then it rests.
+    before = model.read_bytes()
+    (tmp_path / 'work/deliver/done.json').unlink()
+    assert adapt(asked, tmp_path / 'work')
+    assert model.read_bytes() == before
+    assert adapt(asked, tmp_path / 'work')
+    with pytest.raises(AdaptError, match='another steps 2, now 3'):
+        adapt(asked.model_copy(update={'steps': 3, 'out': str(tmp_path / 'b')}), tmp_path / 'work')
+    with pytest.raises(AdaptError, match='exists already and is not overwritten'):
+        adapt(asked.model_copy(update={'steps': 3}), tmp_path / 'other')
+
+
+# What cannot work is refused before anything is spent on it
+
+
+def refused(asked, tmp_path: Path, match: str) -> None:
+    with pytest.raises(Exception, match=match) as caught:
+        adapt(asked, tmp_path / 'work')
+    # Something that a person can act upon, from one of our own error classes.
+    assert type(caught.value).__module__.startswith(('stereo_kd_training', 'stereo_kd_ros'))
+    assert not (tmp_path / 'robot').exists()
+
+
+def test_a_bag_of_one_pair_is_refused(assets: Path, tmp_path: Path) -> None:
+    from stereo_kd_ros.bag import StereoBagWriter
+
+    with StereoBagWriter(tmp_path / 'flat') as bag:
+        image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+        bag.write_pair(10**9, image, image, CAMERA)
+    asked = settings(assets, tmp_path, bags=[str(tmp_path / 'flat')])
+    refused(asked, tmp_path, "1 pairs leave 1 for the part 'train'|flat cannot be used to adapt")
+
+
+def test_a_short_bag_is_refused(assets: Path, tmp_path: Path) -> None:
+    write_drive(tmp_path / 'short', 5)
+    asked = settings(assets, tmp_path, bags=[str(tmp_path / 'short')])
+    refused(asked, tmp_path, r"5 pairs leave \d for the part 'train', expected at least 4")
+
+
+def test_swapped_eyes_are_refused_with_their_remedy(assets: Path, tmp_path: Path) -> None:
+    from stereo_kd_ros.bag import StereoBag, StereoBagWriter
+
+    with (
+        StereoBag(assets / 'drive') as bag,
+        StereoBagWriter(tmp_path / 'swapped') as writer,
+    ):
+        for frame in bag.pairs():
+            writer.write_pair(frame.stamp_ns, frame.right, frame.left, CAMERA)
+    asked = settings(assets, tmp_path, bags=[str(tmp_path / 'swapped')])
+    refused(asked, tmp_path, 'disparity_sign: the eyes are swapped')
+
+
+def test_two_cameras_are_refused(assets: Path, tmp_path: Path) -> None:
+    other = StereoCamera.from_intrinsics(131.0, 0.2, CAMERA.width, CAMERA.height)
+    write_drive(tmp_path / 'other', PAIRS, other)
+    asked = settings(assets, tmp_path, bags=[str(assets / 'drive'), str(tmp_path / 'other')])
+    refused(asked, tmp_path, 'is of another camera')
+
+
+def test_a_latency_out_of_reach_is_refused(assets: Path, tmp_path: Path) -> None:
+    refused(
+        settings(assets, tmp_path, latency_ms=1e-3),
+        tmp_path,
+        r'0.001 ms at 192x128 is out of reach',
+    )
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'match'),
+    [
+        ('nowhere.onnx', "teacher 'nowhere.onnx' cannot be used.*does not exist"),
+        ('strange=net.onnx', 'has no adapter .known: .*hitnet'),
+        ('hitnet=net.onnx', 'no ONNX teacher at net.onnx'),
+    ],
+)
+def test_an_absent_teacher_is_refused(
+    assets: Path, tmp_path: Path, teacher: str, match: str
+) -> None:
+    refused(settings(assets, tmp_path, teachers=[teacher]), tmp_path, match)
+
+
+def test_a_teacher_that_answers_something_else_is_refused(assets: Path, tmp_path: Path) -> None:
+    """It sees 2 px at most: an adapter with a wrong scale looks like that."""
+    blind = write_block_matcher(tmp_path / 'blind.onnx', 2)
+    asked = settings(assets, tmp_path, teachers=[str(blind)])
+    refused(asked, tmp_path, 'teacher blind differs by .* px from half of the corners')
+
+
+def test_a_check_that_does_not_exist_cannot_be_accepted(assets: Path, tmp_path: Path) -> None:
+    refused(settings(assets, tmp_path, accept=['rows']), tmp_path, 'no such check; known: ')
+
+
+def test_two_at_once_are_refused(assets: Path, tmp_path: Path) -> None:
+    asked = settings(assets, tmp_path)
+    first = RunFolder(asked, tmp_path / 'work')
+    first.open()
+    refused(asked, tmp_path, 'another adaptation is at work')
+    first.close()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    assets: Path, tmp_path: Path
+) -> None:
+    asked = settings(assets, tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+    text = '\n'.join(plan(asked))
+    assert sorted(tmp_path.rglob('*')) == before
+    assert f'{PAIRS} pairs in the bags' in text and '4 steps of 2 crops' in text
+    assert 'in all' in text and 'MB of disk' in text
+
+
+def test_the_command_tells_its_errors_in_a_line(assets: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from stereo_kd_training.main import app
+
+    asked = settings(assets, tmp_path)
+    words = ['adapt', *asked.bags, '--teacher', 'nowhere', '-o', asked.out, '--threads', '1']
+    done = CliRunner().invoke(app, [*words, '--student', asked.student])
+    assert done.exit_code == 1
+    assert "the teacher 'nowhere' cannot be used" in done.output
+    done = CliRunner().invoke(app, [*words, '--student', asked.student, '--margin', '2'])
+    assert done.exit_code == 1 and 'margin' in done.output

@@ -1,0 +1,217 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Train the student on the bag's labels and on procedural truth.
+
+The labels carry the teacher's knowledge and nothing else, or ground truth where there is some;
+they are learnt with the loss that the shipped students learnt with, so that every output of the
+network goes on being trained, its confidence too.
+
+    plan.json      how many steps: asked for, or what fits into the minutes; decided once
+    start.pt       the student as it was
+    a training run, see `train`
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_training import prune as pruning
+from stereo_kd_training.adapt.label import read_label
+from stereo_kd_training.adapt.look import PictureStatistics, crop_size
+from stereo_kd_training.adapt.render import CameraPairs
+from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder, write_json
+from stereo_kd_training.adapt.student import find_student
+from stereo_kd_training.datasets.base import read_rgb
+from stereo_kd_training.datasets.procedural import PairPool
+from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.stages import Interrupted
+from stereo_kd_training.train import Trainer, TrainingConfig, load_network
+
+# Decoding a picture takes as long as training on a part of it.
+_REMEMBERED_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """left, right (H, W, 3) uint8 RGB; disparity (H, W) float32 px, NaN where unknown."""
+
+    name: str
+    left: np.ndarray
+    right: np.ndarray
+    disparity: np.ndarray
+
+
+class BagPairs(Sequence[LabelledPair]):
+    """Pairs of one part of the bags with their labels.
+
+    Args:
+        folder: of the adaptation.
+        names: of the pairs.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, list(names)
+        self._read: Any = self._from_disk
+        if self.names:
+            pair = self._from_disk(self.names[0])
+            size = pair.left.nbytes + pair.right.nbytes + pair.disparity.nbytes
+            self._read = functools.lru_cache(max(1, _REMEMBERED_BYTES // size))(self._from_disk)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> LabelledPair:  # type: ignore[override]
+        return self._read(self.names[index])
+
+    def _from_disk(self, name: str) -> LabelledPair:
+        pairs = self.folder / 'select' / 'pairs'
+        left, right = (read_rgb(pairs / eye / f'{name}.png') for eye in ('left', 'right'))
+        label = read_label(self.folder / 'label' / 'labels' / f'{name}.png')
+        return LabelledPair(name, left, right, label)
+
+
+class MixedPairs(Sequence[Any]):
+    """Sources that come up in given shares, however long each of them is.
+
+    An index stands for a source first and for one of its pairs then, so that a trainer that
+    draws indices evenly draws sources by their shares.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[Any]], shares: Sequence[float]) -> None:
+        self._sources = [(source, share) for source, share in zip(sources, shares) if share > 0]
+        longest = max(len(source) / share for source, share in self._sources)
+        self._ends: list[int] = []
+        for _, share in self._sources:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + max(1, round(longest * share)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = next(number for number, end in enumerate(self._ends) if index < end)
+        first = self._ends[place - 1] if place else 0
+        source = self._sources[place][0]
+        return source[(index - first) % len(source)]
+
+
+def distil(run: RunFolder) -> dict[str, Any]:
+    """Train, or go on training.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint.
+        TrainingError: the loss diverged.
+    """
+    folder = run.stage('distil')
+    start, plan = folder / 'start.pt', folder / 'plan.json'
+    if run.is_main and not start.is_file():
+        pruning.save_network(find_student(run.settings.student).network(), start)
+    if run.is_main and not plan.is_file():
+        write_json(plan, {'steps': planned_steps(run.settings, run.facts('look'))})
+    for path in (start, plan):
+        run.wait_for(path)
+    steps = json.loads(plan.read_text())['steps']
+    run.say('distil', f'{steps} steps of {run.settings.batch_size} crops')
+    return train_stage(run, 'distil', folder, load_network(start), steps)
+
+
+def planned_steps(settings: AdaptSettings, facts: dict[str, Any]) -> int:
+    """Steps that were asked for, or that fit into the minutes that were."""
+    if settings.minutes is None:
+        return settings.steps
+    return max(1, round(60 * settings.minutes / facts['step_seconds']))
+
+
+def train_stage(
+    run: RunFolder,
+    stage: str,
+    folder: Path,
+    network: StereoNetwork,
+    steps: int,
+    *,
+    rate_share: float = 1.0,
+    offset: int = 0,
+    total: int | None = None,
+) -> dict[str, Any]:
+    """One training run of a stage; `offset` of `total` steps are behind it.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    config = training_config(run, network, steps, rate_share)
+    trainer = Trainer(
+        config,
+        folder,
+        training_pairs(run),
+        BagPairs(run.folder, run.facts('select')['validation']),
+        network=network,
+        progress=lambda step, text: run.progress(stage, offset + step, total or steps, text),
+    )
+    metrics = trainer.run()
+    if trainer.step < steps:
+        raise Interrupted(
+            f'{stage} stopped at step {trainer.step} of {steps}; run the same command to go on'
+        )
+    return {
+        'checkpoint': str((folder / 'checkpoint.pt').relative_to(run.folder)),
+        'steps': steps,
+        'training_seconds': round(trainer.seconds, 1),
+        'validation': metrics,
+    }
+
+
+def training_config(
+    run: RunFolder, network: StereoNetwork, steps: int, rate_share: float
+) -> TrainingConfig:
+    """How a student of this adaptation trains."""
+    settings = run.settings
+    camera = StereoCamera(**run.facts('look')['camera'])
+    height, width = crop_size(camera, settings, network.stride)
+    tenth = max(1, steps // 10)
+    return TrainingConfig(
+        network=network.configuration['name'],
+        options={},
+        steps=steps,
+        batch_size=settings.batch_size,
+        crop_height=height,
+        crop_width=width,
+        peak_learning_rate=settings.learning_rate * rate_share,
+        precision=settings.precision,
+        # A short run: the average reaches over a tenth of it.
+        ema_decay=1 - 1 / max(tenth, 10),
+        seed=settings.seed,
+        log_every=max(1, min(20, tenth)),
+        validate_every=tenth,
+        validation_pairs=12,
+        checkpoint_every=min(50, tenth),
+    )
+
+
+def training_pairs(run: RunFolder) -> MixedPairs:
+    """Bag pairs with labels, and procedural ones of this camera and of any."""
+    look = run.facts('look')
+    statistics = PictureStatistics(**look['statistics'])
+    share, rest = run.settings.bag_share, (1 - run.settings.bag_share) / 2
+    camera = look['camera']
+    pools = [
+        CameraPairs(
+            PairPool(run.stage('render') / name),
+            statistics,
+            camera['width'],
+            camera['height'],
+            run.settings.seed,
+        )
+        for name in ('camera', 'general')
+    ]
+    bags = BagPairs(run.folder, run.facts('select')['train'])
+    return MixedPairs([bags, *pools], [share, rest, rest])

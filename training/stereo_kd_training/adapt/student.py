@@ -1,0 +1,74 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The student that an adaptation starts from, as a network and as the file it is measured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stereo_kd_ros.model import file_sha256, read_manifest, resolve_model
+from stereo_kd_training.export import export_network
+from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.networks.shipped import load_shipped
+from stereo_kd_training.train import load_network
+
+
+@dataclass(frozen=True)
+class Student:
+    """Where the student comes from.
+
+    Attributes:
+        source: file it was read from.
+        name: for tables.
+        sha256: of that file.
+        training_data: what it was trained on, from its manifest.
+        licence: of its weights.
+    """
+
+    source: Path
+    name: str
+    sha256: str
+    training_data: list[dict[str, Any]]
+    licence: str
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a checkpoint of this package and no ONNX file."""
+        return self.source.suffix != '.onnx'
+
+    def network(self) -> StereoNetwork:
+        """The trainable network, in eval mode."""
+        return load_network(self.source) if self.is_checkpoint else load_shipped(self.source)
+
+    def onnx(self, folder: Path) -> Path:
+        """The file to measure it by; a checkpoint is exported into `folder` once."""
+        if not self.is_checkpoint:
+            return self.source
+        path = folder / f'{self.name}.onnx'
+        if not path.is_file():
+            export_network(self.network(), path)
+        return path
+
+
+def find_student(text: str) -> Student:
+    """The student by name, file, checkpoint or run folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(text).expanduser()
+    if (path / 'checkpoint.pt').is_file():
+        path = path / 'checkpoint.pt'
+    if path.suffix == '.pt' and path.is_file():
+        return Student(path, path.stem, file_sha256(path), [], '')
+    path = resolve_model(text)
+    manifest = read_manifest(path)
+    return Student(
+        path,
+        path.stem,
+        file_sha256(path),
+        manifest.training_data if manifest else [],
+        manifest.licence if manifest else '',
+    )
