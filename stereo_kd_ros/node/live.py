@@ -284,7 +284,7 @@ def _record(
         if ended is None or time.monotonic() - ended < _SETTLE_S:
             return False
         told = recorder.diagnostics_stamp_ns - ended_ns > _LAST_WORD_S * 1e9
-        all_here = told and _accounted_for(recorder.diagnostics['pipeline'], len(arrived))
+        all_here = told and accounted_for(recorder.diagnostics['pipeline'], len(arrived))
         return all_here or time.monotonic() - ended > _LONGEST_SETTLE_S
 
     while not settled():
@@ -300,7 +300,7 @@ def _record(
             ended, ended_ns = time.monotonic(), time.time_ns()
 
 
-def _accounted_for(pipeline: dict[str, str], recorded: int) -> bool:
+def accounted_for(pipeline: dict[str, str], recorded: int) -> bool:
     """Whether every pair that the node received has been published and recorded, or dropped."""
     published = int(pipeline['pairs_published'])
     dropped = sum(int(pipeline[f'dropped_{cause}']) for cause in _PAIR_DROPS)

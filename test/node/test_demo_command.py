@@ -138,6 +138,7 @@ def test_an_unknown_model_and_an_absent_bag_fail_at_once(
 ) -> None:
     done = _demo(tmp_path / 'absent', '-o', tmp_path / 'out', '--model', block_matcher)
     assert done.returncode == 1 and 'does not exist' in done.stderr
+    assert not done.stdout, 'no progress of nothing'
     done = _demo('-o', tmp_path / 'out', '--model', tmp_path / 'absent.onnx')
     assert done.returncode == 1 and 'absent.onnx' in done.stderr
 

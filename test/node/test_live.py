@@ -12,7 +12,14 @@ from ros_free_pairs import shifted_pair
 
 from stereo_kd_ros.bag import Bag, StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
-from stereo_kd_ros.node.live import DEPTH_TOPIC, DISPARITY_TOPIC, own_domain, play_through_node
+from stereo_kd_ros.node.diagnostics import DROP_CAUSES
+from stereo_kd_ros.node.live import (
+    DEPTH_TOPIC,
+    DISPARITY_TOPIC,
+    accounted_for,
+    own_domain,
+    play_through_node,
+)
 from stereo_kd_ros.truth import depth_m, raw_disparity
 
 WIDTH, HEIGHT, DISPARITY_PX, PAIRS = 96, 48, 6, 5
@@ -73,3 +80,19 @@ def test_the_domain_is_ours_alone_and_stays_on_this_machine(
     assert 'ROS_LOCALHOST_ONLY' not in environ
     monkeypatch.setenv('ROS_DISTRO', 'humble')
     assert own_domain()['ROS_LOCALHOST_ONLY'] == '1'
+
+
+@pytest.mark.parametrize(
+    ('counts', 'recorded', 'expected'),
+    [
+        ({'pairs_published': '5'}, 5, True),
+        ({'pairs_published': '5'}, 4, False),
+        ({'pairs_published': '4'}, 4, False),
+        ({'pairs_published': '3', 'dropped_superseded': '1', 'dropped_inference': '1'}, 3, True),
+        # Images without a partner have never been a pair.
+        ({'pairs_published': '4', 'dropped_unmatched_left': '1'}, 4, False),
+    ],
+)
+def test_every_pair_has_an_end(counts: dict[str, str], recorded: int, expected: bool) -> None:
+    told = {f'dropped_{cause}': '0' for cause in DROP_CAUSES}
+    assert accounted_for({**told, 'pairs_received': '5', **counts}, recorded) is expected

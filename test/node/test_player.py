@@ -205,6 +205,27 @@ def test_the_recorder_writes_what_the_player_sends(bag: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(frame.right, _picture(index, 1))
 
 
+def test_a_player_that_is_held_begins_when_the_file_is_there(
+    bag: Path, listener: _Listener, tmp_path: Path
+) -> None:
+    lefts = listener.listen(TOPICS.left_image, Image)
+    start, log = tmp_path / 'start', tmp_path / 'log.jsonl'
+    command = [sys.executable, '-m', 'stereo_kd_ros.commands.main', 'play', str(bag)]
+    command += ['--topic', TOPICS.left_image, '--wait', '120', '--hold-until', str(start)]
+    command += ['--log', str(log)]
+    with Child('player', command, log=tmp_path / 'player.log') as player:
+        topic = TOPICS.left_image
+        wait_until(lambda: listener.node.count_publishers(topic) or player.exit_code is not None)
+        # Longer than an idle machine needs to begin; a slow one proves less, and never fails.
+        time.sleep(1.5)
+        player.require_alive()
+        assert not log.exists() and not lefts
+        start.touch()
+        listener.spin_until(lambda: len(lefts) == PAIRS or player.exit_code not in (None, 0), 200)
+
+    assert len(lefts) == PAIRS, player.tail()
+
+
 def test_loop_plays_until_it_is_told_to_stop(
     bag: Path, listener: _Listener, tmp_path: Path
 ) -> None:
