@@ -34,11 +34,18 @@ _CACHE = tempfile.TemporaryDirectory(prefix='stereo_kd_cache_')
 os.environ['STEREO_KD_CACHE'] = _CACHE.name
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-settings.register_profile('default', deadline=None, max_examples=50, derandomize=True)
+settings.register_profile(
+    'default',
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    # A busy machine makes it slow, whatever the test does.
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile('default')
 
 NEEDS = {'node': 'rclpy', 'hostile': 'rclpy', 'training': 'torch'}

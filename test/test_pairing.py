@@ -316,13 +316,13 @@ def test_the_newest_item_wins_the_mailbox():
 def test_taking_waits_for_an_item():
     mailbox: Mailbox[int] = Mailbox()
     threading.Timer(0.05, mailbox.put, args=(5,)).start()
-    assert mailbox.take(timeout=10) == 5
+    assert mailbox.take(timeout=100) == 5
 
 
 def test_closing_wakes_a_taker_and_leaves_what_was_there():
     mailbox: Mailbox[int] = Mailbox()
     threading.Timer(0.05, mailbox.close).start()
-    assert mailbox.take(timeout=10) is None
+    assert mailbox.take(timeout=100) is None
     assert mailbox.closed
     mailbox.put(1)
     assert mailbox.take() == 1
@@ -334,7 +334,7 @@ def test_nothing_is_lost_or_seen_twice_between_threads():
     taken: list[int] = []
 
     def take():
-        while (item := mailbox.take(timeout=10)) is not None:
+        while (item := mailbox.take(timeout=100)) is not None:
             taken.append(item)
 
     taker = threading.Thread(target=take)
