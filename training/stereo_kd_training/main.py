@@ -16,6 +16,7 @@ from rich.console import Console
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import stage_bars
 from stereo_kd_training.evaluate import evaluate_command
+from stereo_kd_training.quantize import quantize_command
 
 app = typer.Typer(
     help='Turn a strong teacher into a tiny stereo student: data, training, export, judgement.',
@@ -315,6 +316,7 @@ def ablate(
 
 
 app.command('evaluate')(evaluate_command)
+app.command('quantize')(readable_errors(quantize_command))
 app.command('adapt')(readable_errors(adapt_command))
 
 
