@@ -27,6 +27,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -140,6 +141,8 @@ class Spinner:
                 self._executor.spin_once(timeout_sec=0.05)
             except (ExternalShutdownException, ShutdownException):
                 return
+            except InvalidHandle:
+                pass  # destroyed by the test's own thread while it was being waited for
             except Exception:
                 # As the node's own executor does: one bad callback must not end all others.
                 self.errors.append(traceback.format_exc())
