@@ -450,7 +450,7 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
         raise BenchmarkError(
             'a plot needs matplotlib: pip install matplotlib, or leave --plot out'
         ) from error
-    figure = Figure(figsize=(8, 5), layout='constrained')
+    figure = Figure(figsize=(8, 6), layout='constrained')
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in report['rows']:
@@ -458,19 +458,25 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
     for (subject, provider, threads), rows in groups.items():
         rows = sorted(rows, key=lambda row: row['width'] * row['height'])
         pixels = [row['width'] * row['height'] / 1e6 for row in rows]
-        label = f'{subject}, {provider}, {threads} threads'
-        (line,) = axes.plot(pixels, [row['p50_ms'] for row in rows], 'o-', label=label)
+        label = f'{subject}, {provider}, {threads} thread{"s" if threads > 1 else ""}'
+        times = [row['p50_ms'] for row in rows]
+        (line,) = axes.plot(pixels, times, 'o-', label=label)
         if rows[0]['floor_ms'] is not None:
             axes.plot(pixels, [row['floor_ms'] for row in rows], ':', color=line.get_color())
+    sizes = sorted({(row['width'], row['height']) for row in report['rows']}, key=math.prod)
     axes.set(
         xscale='log',
         yscale='log',
-        xlabel='megapixels',
+        xlabel='image size [px], by its number of pixels',
         ylabel='median time per pair [ms]',
         title=f'{report["machine"]["processor"]} (dotted: floor)',
     )
+    axes.set_xticks([math.prod(size) / 1e6 for size in sizes])
+    axes.set_xticklabels([f'{width}x{height}' for width, height in sizes])
+    axes.set_xticks([], minor=True)
     axes.grid(True, which='both', alpha=0.3)
-    axes.legend(fontsize=8)
+    # Below the axes: inside of them it lay on the lines.
+    figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
