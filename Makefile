@@ -29,6 +29,7 @@ SECONDS ?= 60
 FAULTS_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
+KILL_ARGS ?=
 
 SHELL := /bin/bash
 , := ,
@@ -65,7 +66,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_DEFAULT_TIMEOUT ?= 60
 export PIP_RETRIES ?= 10
 
-.PHONY: help demo test env lint accuracy bench bench-check faults fuzz soak clean
+.PHONY: help demo test env lint accuracy bench bench-check faults fuzz soak kill clean
 
 help:
 	@echo 'make demo    make the environment (without torch) and run depth on a live ROS 2 graph'
@@ -78,6 +79,7 @@ help:
 	@echo 'make faults  inject every named fault, and see the node answer and recover'
 	@echo 'make fuzz    throw $(FUZZ_N) damaged messages at the pipeline, and judge every answer'
 	@echo 'make soak    run the node at full rate for SECONDS=$(SECONDS), and plot latency and memory'
+	@echo 'make kill    kill -9 an adaptation and an evaluation at random moments, and compare the ends'
 	@echo 'make clean   remove $(VENV)'
 	@echo 'Options: PYTHON=python3.12  ROS_SET=jazzy  ENGINE=gpu  FRAMES=20  MODEL=FILE'
 	@echo '         VENV=DIR  TORCH_INDEX=URL  STEREO_KD_DATA=DIR'
@@ -120,6 +122,9 @@ fuzz: $(COMPLETE)
 
 soak: $(COMPLETE)
 	$(HOSTILE) test/hostile/soak.py --seconds $(SECONDS) --model $(MODEL) $(SOAK_ARGS)
+
+kill: $(COMPLETE)
+	$(HOSTILE) test/hostile/kill.py $(KILL_ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -44,8 +44,8 @@ _TRAINING = ('distil', 'prune')
 # Measured: a rendered pair, in seconds per pixel of one core.
 _RENDER_SECONDS = 1.1e-6
 # Bytes per pixel of a pair: two PNG pictures, a label, and twice a teacher's answer.
-_PAIR_BYTES = 5.5
-_POOL_BYTES = 8.2
+_PAIR_BYTES = 7.5
+_POOL_BYTES = 7.8
 
 
 def adapt(

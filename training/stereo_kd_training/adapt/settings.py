@@ -37,8 +37,8 @@ class AdaptSettings(BaseModel):
         latency_ms: of one pair of the bag's size; the student's own without.
         student_ms: what the student takes on the robot, where that is another machine than
             this one; times measured here are scaled by the ratio.
-        latency_threads: of ONNX Runtime when time is measured; 0 is its own choice, as the
-            node's.
+        latency_threads: of ONNX Runtime, when time is measured and for the teacher; 0 is its
+            own choice, as the node's.
         truth: folder or topic with ground truth, used where it is known.
         namespace, tolerance_s: which camera of the bags, and how far apart stamps may lie.
         accept: checks of `stereo-kd doctor` whose errors are known and lived with.

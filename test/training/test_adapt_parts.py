@@ -1,0 +1,240 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of an adaptation, each against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the training extra is not installed')
+
+from ros_free_pairs import shifted_pair  # noqa: E402
+from tiny_adaptation import CAMERA, settings, write_drive  # noqa: E402
+from tiny_models import write_block_matcher  # noqa: E402
+
+from stereo_kd_ros.bag import StereoBag  # noqa: E402
+from stereo_kd_ros.engine import StereoEngine  # noqa: E402
+from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
+from stereo_kd_training.adapt.distil import MixedPairs, planned_steps  # noqa: E402
+from stereo_kd_training.adapt.gate import Check, robustness  # noqa: E402
+from stereo_kd_training.adapt.label import trusted  # noqa: E402
+from stereo_kd_training.adapt.look import PictureStatistics, picture_statistics  # noqa: E402
+from stereo_kd_training.adapt.render import CameraPairs  # noqa: E402
+from stereo_kd_training.adapt.select import Scan, distinct_frames, split_by_time  # noqa: E402
+from stereo_kd_training.adapt.teachers import open_teacher  # noqa: E402
+from stereo_kd_training.datasets.procedural import PairPool, generate_pool  # noqa: E402
+from stereo_kd_training.teachers import Prediction  # noqa: E402
+
+SECOND = 10**9
+
+
+def scan(pictures: list[np.ndarray], sharpness: list[float]) -> Scan:
+    stamps = np.arange(len(pictures), dtype=np.int64) * SECOND
+    return Scan(stamps, np.array(pictures, np.float32), np.array(sharpness, np.float32))
+
+
+# Selecting
+
+
+def test_alike_and_blurred_frames_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    places = [rng.standard_normal((24, 32)) for _ in range(6)]
+    still = places[2] + 0.01 * rng.standard_normal((24, 32))
+    pictures = [*places[:3], still, *places[3:], places[0]]
+    chosen, causes = distinct_frames(scan(pictures, [1.0] * 5 + [0.2] + [1.0] * 2))
+    # 3 stands still, 5 is blurred, 7 is where 0 was.
+    assert chosen == [0, 1, 2, 4, 6]
+    assert causes == {'blurred': 1, 'duplicate': 2}
+
+
+def test_a_stretch_that_is_nowhere_sharp_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.standard_normal((24, 32)) for _ in range(40)]
+    chosen, causes = distinct_frames(scan(pictures, [1.0] * 20 + [0.1] * 20))
+    # At the border, those that are still surrounded by sharp frames may go.
+    assert causes['blurred'] <= 3 and len(chosen) >= 37
+
+
+def test_parts_follow_each_other_with_a_gap() -> None:
+    asked = settings(Path('a'), Path('b'), validation=0.1, held_out=0.25)
+    stamps = np.arange(200) * SECOND // 2
+    parts, removed = split_by_time(stamps, asked)
+    train, validation, held_out = (stamps[parts[name]] for name in parts)
+    assert len(held_out) > 40 and len(validation) == 20
+    assert validation[0] - train[-1] > 2 * SECOND and held_out[0] - validation[-1] > 2 * SECOND
+    assert removed == 200 - sum(len(part) for part in parts.values()) > 0
+    # A short bag is not eaten up by its gaps.
+    short, removed = split_by_time(stamps[:20], asked)
+    assert [len(part) for part in short.values()] == [13, 2, 5] and removed == 0
+    assert split_by_time(stamps[:2], asked)[0]['held_out'] == []
+
+
+# Labelling
+
+
+def test_labels_are_what_both_eyes_and_all_teachers_agree_on() -> None:
+    left, right = shifted_pair(5, 40, 80, 0)
+    told = np.full((40, 80), 5.0, np.float32)
+    told[:10] = 9.0  # the mirrored answer says otherwise
+    told[10:20, 40:] = 12.0  # here both agree, but the pictures do not
+    told[39] = np.nan
+    confidence = np.ones((40, 80), np.float32)
+    confidence[35:] = 0.1
+    mirrored = np.full((40, 80), 5.0, np.float32)
+    mirrored[10:20, 28:] = 12.0
+    second = np.full((40, 80), 5.0, np.float32)
+    second[30:33] = 7.0
+    made = trusted(
+        left,
+        right,
+        [Prediction(told, confidence), Prediction(second, np.ones_like(told))],
+        mirrored,
+    )
+    kept = np.isfinite(made.disparity)
+    assert not kept[:10].any()
+    assert kept[10:20, 45:].mean() < 0.3
+    assert kept[22:29, 8:].mean() > 0.9 and np.all(made.disparity[22:29][kept[22:29]] == 5.0)
+    assert not kept[30:33].any() and not kept[35:].any()
+    # What the left eye sees beyond the right one's rim has no partner.
+    assert not kept[:, :5].any()
+    assert 0 < made.rejected['edge'] < 0.2 and made.rejected['disagreement'] > 0
+
+
+def test_the_sky_is_a_label() -> None:
+    left, right = shifted_pair(0, 40, 80, 0)
+    sky = np.zeros((40, 80), np.float32)
+    made = trusted(left, right, [Prediction(sky, np.ones_like(sky))], sky)
+    assert np.isfinite(made.disparity).all() and 0 < made.disparity.max() < 0.01
+
+
+# Rendering
+
+
+def test_the_camera_is_measured_from_its_pictures() -> None:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(4):
+        left, right = shifted_pair(6, 120, 200, index)
+        grey = [eye.mean(axis=2, keepdims=True).repeat(3, 2) for eye in (left, right)]
+        dark = 0.7 * grey[1] + 10
+        noise = [rng.normal(0, 6, (120, 200, 1)).repeat(3, 2) for _ in range(2)]
+        pairs.append(
+            tuple(
+                np.clip(np.rint(eye + speck), 0, 255).astype(np.uint8)
+                for eye, speck in zip((grey[0], dark), noise)
+            )
+        )
+    found = picture_statistics(pairs)
+    assert found.monochrome
+    assert 0.5 < found.gain < 0.85
+    clean = picture_statistics([shifted_pair(6, 120, 200, index) for index in range(4)])
+    assert not clean.monochrome and abs(clean.gain - 1) < 0.1
+    assert abs(clean.row_offset) < 0.2 and clean.row_scatter < 0.5
+
+
+def test_every_second_rendered_pair_looks_like_the_cameras(tmp_path: Path) -> None:
+    generate_pool(tmp_path, 4, height=64, width=96, progress=False, pairs_per_shard=2)
+    pool = PairPool(tmp_path)
+    look = PictureStatistics(True, 3.0, 100.0, 40.0, 0.6, 0.0, 2.0, 0.0, 0.0, 0.0)
+    pairs = CameraPairs(pool, look, 96, 64, seed=1)
+    assert len(pairs) == 4
+    for index in (1, 3):
+        np.testing.assert_array_equal(pairs[index].left, pool[index].left)
+        np.testing.assert_array_equal(pairs[index].right, pool[index].right)
+    for index in (0, 2):
+        ours, theirs = pairs[index], pool[index]
+        assert np.ptp(ours.left, axis=2).max() == 0
+        np.testing.assert_array_equal(ours.disparity, theirs.disparity)
+        np.testing.assert_array_equal(ours.right, pairs[index].right)
+
+
+def test_a_row_error_is_given_as_it_was_measured(tmp_path: Path) -> None:
+    """y_left - y_right is 3 px: what the left eye has in row 20, the right one has in row 17."""
+    generate_pool(tmp_path, 1, height=64, width=96, progress=False)
+    pool = PairPool(tmp_path)
+    look = PictureStatistics(False, 0.0, 100.0, 40.0, 1.0, 0.0, 3.0, 0.0, 0.0, 0.0)
+    moved = CameraPairs(pool, look, 96, 64)[0]
+    np.testing.assert_array_equal(moved.right[:60], pool[0].right[3:63])
+    assert abs(picture_rows(pool[0].right, moved.right) - 3) < 0.3
+
+
+def picture_rows(first: np.ndarray, second: np.ndarray) -> float:
+    """By how many rows the second picture lies higher than the first, by trying all."""
+    errors = [
+        np.abs(first[shift : shift + 50].astype(float) - second[:50]).mean() for shift in range(8)
+    ]
+    return float(np.argmin(errors))
+
+
+# Distilling
+
+
+def test_sources_come_up_in_their_shares() -> None:
+    mixed = MixedPairs([['a', 'b'], ['c'] * 30, ['d'] * 10], [0.5, 0.25, 0.25])
+    drawn = [mixed[index] for index in range(len(mixed))]
+    for name, share in (('a', 0.25), ('b', 0.25), ('c', 0.25), ('d', 0.25)):
+        assert drawn.count(name) / len(drawn) == pytest.approx(share, abs=0.02)
+    with pytest.raises(IndexError):
+        mixed[len(mixed)]
+    assert set(MixedPairs([['a'], ['b']], [1.0, 0.0])) == {'a'}
+
+
+def test_minutes_take_the_place_of_steps() -> None:
+    asked = settings(Path('a'), Path('b'), minutes=2.0)
+    assert planned_steps(asked, {'step_seconds': 0.5}) == 240
+    assert planned_steps(settings(Path('a'), Path('b')), {'step_seconds': 0.5}) == 4
+
+
+# The gate
+
+
+def test_a_block_matcher_survives_mirror_and_shift_and_notices_no_swap(tmp_path: Path) -> None:
+    matcher = ModelMatcher(write_block_matcher(tmp_path / 'blocks.onnx', 40), 'cpu')
+    figures = robustness(matcher, *shifted_pair(6, 64, 160, 0))
+    assert figures['mirror'] < 10
+    assert figures['shift_px'] == 0 and figures['off'] < 15
+    # It calls everything certain, whichever way the eyes are: no student may be like that.
+    assert figures['swap'] > 0.9
+
+
+def test_a_model_that_says_the_same_everywhere_fails_the_shift(tmp_path: Path) -> None:
+    matcher = ModelMatcher(
+        write_block_matcher(tmp_path / 'blind.onnx', 0, with_manifest=False), 'cpu'
+    )
+    figures = robustness(matcher, *shifted_pair(6, 64, 160, 0))
+    assert figures['shift_px'] >= 4 and figures['off'] == 100
+
+
+@pytest.mark.parametrize(
+    ('measured', 'passed'), [(1.0, True), (0.5, True), (1.1, False), (math.nan, False)]
+)
+def test_a_check_passes_up_to_its_limit(measured: float, passed: bool) -> None:
+    check = Check('teacher', measured, 1.0, 'px', before=2.0)
+    assert check.passed is passed
+    assert check.to_dict()['passed'] is passed
+    assert ('NOT passed' in str(check)) is not passed
+
+
+# Teachers
+
+
+def test_a_model_of_our_contract_teaches(tmp_path: Path) -> None:
+    path = write_block_matcher(tmp_path / 'blocks.onnx', 16)
+    named = open_teacher(str(path))
+    left, right = shifted_pair(6, 40, 80, 0)
+    answer = named.teacher.predict(left, right)
+    expected = StereoEngine(path, provider='cpu').infer(left, right)
+    np.testing.assert_array_equal(answer.disparity, expected.disparity)
+    assert named.name == 'blocks' and named.licence.startswith('unknown')
+    assert open_teacher(str(path), 'MIT').licence == 'MIT'
+
+
+def test_the_drive_of_these_tests_is_what_it_says(tmp_path: Path) -> None:
+    write_drive(tmp_path / 'drive', 3)
+    with StereoBag(tmp_path / 'drive') as bag:
+        assert bag.camera == CAMERA
+        assert sum(1 for _ in bag.pairs()) == 3
