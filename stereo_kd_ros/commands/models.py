@@ -5,17 +5,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stereo_kd_ros.commands.console import console, readable_errors
+
+if TYPE_CHECKING:
+    from stereo_kd_ros.model import Manifest
 
 
 @readable_errors
 def models(
     model: Annotated[
         str | None, typer.Argument(help='Print the whole manifest of this file or shipped model.')
+    ] = None,
+    rig: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help='Focal length [px] times baseline [m]: tells from which depth to which each '
+            'model is of use.',
+        ),
     ] = None,
 ) -> None:
     """List the shipped models, or print the manifest of one."""
@@ -37,7 +48,8 @@ def models(
         searched = ', '.join(str(folder) for folder in model_directories())
         console.print(f'No model found. Searched: {searched}', soft_wrap=True)
         raise typer.Exit(1)
-    table = Table('model', 'network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB')
+    columns = ['model', 'network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB']
+    table = Table(*columns, *([] if rig is None else ['useful depth m']))
     for path in paths:
         manifest = read_manifest(path)
         size_mb = f'{path.stat().st_size / 1e6:.1f}'
@@ -52,6 +64,17 @@ def models(
             f'{manifest.min_disparity_px:g} .. {manifest.max_disparity_px:g}',
             manifest.licence,
             size_mb,
+            *([] if rig is None else [_useful_depth(manifest, rig)]),
         )
     console.print(table)
     console.print(f'in {paths[0].parent}', soft_wrap=True)
+
+
+def _useful_depth(manifest: Manifest, focal_baseline: float) -> str:
+    """From the largest disparity to where the mean error makes a tenth of depth."""
+    near = focal_baseline / manifest.max_disparity_px
+    error_px = manifest.metrics.get('summary', {}).get('geometric_mean_epe_px')
+    if not isinstance(error_px, int | float) or error_px <= 0:
+        return f'{near:.2f} .. ?'
+    # Z = f B / d, so an error of e px makes a relative error of about e Z / (f B).
+    return f'{near:.2f} .. {0.1 * focal_baseline / error_px:.1f}'

@@ -385,6 +385,7 @@ def model_method(text: str, provider: str = 'cpu', threads: int | None = None) -
         EngineError: the provider does not run it.
     """
     from stereo_kd_ros.engine import StereoEngine
+    from stereo_kd_training.zoo import graph_sha256
 
     engine = StereoEngine(text, provider=provider, threads=threads)
 
@@ -395,6 +396,7 @@ def model_method(text: str, provider: str = 'cpu', threads: int | None = None) -
     details = {
         'file': engine.path.name,
         'sha256': hashlib.sha256(engine.path.read_bytes()).hexdigest(),
+        'graph_sha256': graph_sha256(engine.path),
         'provider': engine.provider,
         'precision': engine.precision,
         'manifest': engine.manifest and json.loads(engine.manifest.to_json()),

@@ -17,6 +17,7 @@ from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import stage_bars
 from stereo_kd_training.evaluate import evaluate_command
 from stereo_kd_training.quantize import quantize_command
+from stereo_kd_training.zoo import zoo_command
 
 app = typer.Typer(
     help='Turn a strong teacher into a tiny stereo student: data, training, export, judgement.',
@@ -209,12 +210,39 @@ def export(
 @readable_errors
 def networks(
     as_json: Annotated[bool, typer.Option('--json', help='For programs.')] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(help='Measure all of them (minutes) and write the table of this page anew.'),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option(help='With --write: also export the students and time them.')
+    ] = True,
+    weights: Annotated[
+        Path | None, typer.Option(help='With --write: folder of official weights to check.')
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help='With --weights: benchmark folder with a set kitti2015.')
+    ] = None,
 ) -> None:
     """List every network: parameters, multiply-accumulates at 640x480, source."""
     from rich.table import Table
 
     from stereo_kd_training.complexity import networks_table
 
+    if write is not None:
+        import torch
+
+        from stereo_kd_training import show
+
+        torch.set_num_threads(1)
+        with console.status('') as status:
+            report = show.measure(latency=latency, heard=status.update)
+            if weights is not None and pairs is not None:
+                report['official'] = show.official_errors(weights, pairs, heard=status.update)
+        text = show.as_markdown(report)
+        show.write_into(write, text)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
     rows = networks_table()
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -318,6 +346,7 @@ def ablate(
 app.command('evaluate')(evaluate_command)
 app.command('quantize')(readable_errors(quantize_command))
 app.command('adapt')(readable_errors(adapt_command))
+app.command('zoo')(readable_errors(zoo_command))
 
 
 def main() -> None:

@@ -1,0 +1,410 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model zoo: what every shipped file is and what was measured with it, as JSON and as text.
+
+`collect` reads the manifests of a folder of models and the reports that `stereo-kd-train
+evaluate --json` wrote, and matches them by a digest of the graph, so that figures are never
+those of another file. `as_markdown` turns that into a README; nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stereo_kd_ros.model import file_sha256, read_manifest
+
+FORMAT = 1
+# Product of focal length [px] and baseline [m] of rigs that many have, at the named width.
+RIGS = (
+    ('0.05 m, 640 px wide', 19.0),
+    ('0.075 m, 640 px wide', 34.0),
+    ('0.12 m, 1280 px wide', 84.0),
+    ('0.54 m, 1242 px wide (KITTI)', 388.0),
+)
+DEPTH_ERROR = 0.1
+"""Relative error of depth up to which a range is called useful."""
+
+_FIGURES = ('epe_px', 'bad1', 'bad3', 'd1', 'edge_epe_px', 'confidence_ause')
+_SUMMARY = (
+    'geometric_mean_epe_px',
+    'geometric_mean_edge_epe_px',
+    'mean_bad1',
+    'mean_bad3',
+    'mean_d1',
+    'mean_confidence_ause',
+)
+
+
+class ZooError(RuntimeError):
+    """Models and reports that do not go together; the message says which."""
+
+
+def graph_sha256(path: str | Path) -> str:
+    """Digest of what a model computes: its file without the metadata, and so the manifest."""
+    import onnx
+
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def useful_depth_m(
+    focal_baseline: float, max_disparity_px: float, epe_px: float | None
+) -> tuple[float, float]:
+    """Nearest and farthest useful depth [m] of a rig.
+
+    Z = f B / d: nothing nearer than the largest disparity is seen, and an error of e px makes
+    a relative error of depth of about e Z / (f B), which `DEPTH_ERROR` limits.
+
+    Args:
+        focal_baseline: f B [px m].
+        max_disparity_px: largest answer of the model.
+        epe_px: its mean error; without one the farthest depth is NaN.
+    """
+    far = math.nan if epe_px is None else DEPTH_ERROR * focal_baseline / epe_px
+    return focal_baseline / max_disparity_px, far
+
+
+def collect(
+    folder: str | Path,
+    reports: Sequence[Mapping[str, Any]] = (),
+    earlier: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The zoo of a folder as JSON values.
+
+    Args:
+        folder: of .onnx files with manifests.
+        reports: of `evaluate --json`; the last that measured a model with a provider counts.
+        earlier: a zoo whose figures stay where no report has newer ones of the same graph.
+
+    Raises:
+        ZooError: no model, one without a manifest, or a report that measured none of them.
+        ModelError: a file is damaged.
+    """
+    models = [_describe(path) for path in sorted(Path(folder).glob('*.onnx'))]
+    if not models:
+        raise ZooError(f'{folder} holds no .onnx file')
+    peers: dict[str, Any] = dict((earlier or {}).get('peers', {}))
+    known = {model['graph_sha256']: model for model in (earlier or {}).get('models', ())}
+    for model in models:
+        old = known.get(model['graph_sha256'])
+        if old:
+            model.update({key: old[key] for key in ('accuracy', 'latency')})
+    for report in reports:
+        _merge(models, peers, report)
+    return {'format': FORMAT, 'models': models, 'peers': peers}
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise ZooError(f'{path} carries no manifest; export it with `stereo-kd-train export`')
+    return {
+        'name': path.stem,
+        'file': path.name,
+        'sha256': file_sha256(path),
+        'graph_sha256': graph_sha256(path),
+        'bytes': path.stat().st_size,
+        'version': manifest.version,
+        'network': manifest.network,
+        'parameters': manifest.parameters,
+        'macs_640x480': manifest.macs_640x480,
+        'max_disparity_px': manifest.max_disparity_px,
+        'licence': manifest.licence,
+        'teacher': manifest.teacher,
+        'pruning_steps': len(manifest.pruning),
+        'training_data': [
+            {key: entry.get(key) for key in ('name', 'licence')}
+            for entry in manifest.training_data
+        ],
+        'accuracy': None,
+        'latency': [],
+    }
+
+
+def _merge(
+    models: Iterable[dict[str, Any]], peers: dict[str, Any], report: Mapping[str, Any]
+) -> None:
+    by_graph = {model['graph_sha256']: model for model in models}
+    found = 0
+    for name, of in report['methods'].items():
+        details = of.get('details', {})
+        figures = {
+            'summary': {key: of['summary'].get(key) for key in _SUMMARY},
+            'sets': {
+                set_name: {'pairs': own['pairs'], **{key: own.get(key) for key in _FIGURES}}
+                for set_name, own in of['sets'].items()
+            },
+        }
+        timing = _timing(of, report)
+        if of['kind'] != 'model':
+            peers[name] = {'accuracy': figures, 'latency': timing}
+            continue
+        model = by_graph.get(details.get('graph_sha256'))
+        if model is None:
+            continue
+        found += 1
+        # Accuracy is that of the CPU in float32; other providers only add their time.
+        if details.get('provider') == 'cpu' or model['accuracy'] is None:
+            model['accuracy'] = figures
+        same = (timing and timing[0]['provider'], timing and timing[0]['threads'])
+        kept = [old for old in model['latency'] if (old['provider'], old['threads']) != same]
+        model['latency'] = sorted(
+            kept + timing, key=lambda entry: (entry['provider'], entry['threads'])
+        )
+    if not found and any(of['kind'] == 'model' for of in report['methods'].values()):
+        raise ZooError(
+            'a report measured models, but none that lies in the folder now: evaluate those files '
+            'again (`stereo-kd-train evaluate --model FILE --json REPORT`)'
+        )
+
+
+def _timing(of: Mapping[str, Any], report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if 'latency_ms' not in of:
+        return []
+    details = of.get('details', {})
+    return [
+        {
+            'provider': details.get('provider', 'cpu'),
+            'precision': details.get('precision', 'fp32'),
+            'threads': report.get('threads'),
+            'min_ms': of['latency_ms']['min'],
+            'median_ms': of['latency_ms']['median'],
+            'machine': report.get('machine', {}),
+        }
+    ]
+
+
+def as_json(zoo: Mapping[str, Any]) -> str:
+    """The text of zoo.json: rounded, NaN as null, ending with a newline."""
+    return json.dumps(_rounded(zoo), indent=1, sort_keys=True) + '\n'
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def as_markdown(zoo: Mapping[str, Any]) -> str:
+    """The zoo's README, from what zoo.json holds and nothing else."""
+    zoo = json.loads(as_json(zoo))
+    lines = [
+        '# Models',
+        '',
+        'Made by `stereo-kd-train zoo`; edit `zoo.json` by measuring, not by hand. Launch picks',
+        'one by name or size: `model:=kestrel_small` or `model:=small`.',
+        '',
+        *_table(
+            (
+                'model',
+                'parameters',
+                'GMAC at 640x480',
+                'MB',
+                'range px',
+                'EPE px',
+                'bad-3 %',
+                'D1 %',
+                'edge EPE px',
+                'AUSE',
+                'licence',
+            ),
+            [_model_row(model) for model in zoo['models']]
+            + [_peer_row(name, peer) for name, peer in sorted(zoo['peers'].items())],
+        ),
+        '',
+        'Over all labelled sets: geometric mean of EPE and edge EPE, mean of the others; every',
+        'ground-truth pixel counts. AUSE: how far the confidence is from sorting pixels by their',
+        'error (0) on the scale of one that says nothing (1).',
+        '',
+        '## Latency',
+        '',
+        '640x480, milliseconds, minimum / median; the machines are in `zoo.json`.',
+        '',
+        *_table(
+            ('model', 'provider', 'precision', 'threads', 'ms'),
+            [row for model in zoo['models'] for row in _latency_rows(model['name'], model)]
+            + [
+                row
+                for name, peer in sorted(zoo['peers'].items())
+                for row in _latency_rows(name, peer)
+            ],
+        ),
+        '',
+        '## By set',
+        '',
+        'EPE px / bad-3 % / D1 %.',
+        '',
+        *_by_set(zoo),
+        '',
+        '## Useful depth',
+        '',
+        f'Nearest: the largest disparity. Farthest: where the mean error makes {DEPTH_ERROR:.0%}',
+        'of depth, as `stereo-kd models --rig FOCAL_PX*BASELINE_M` tells for any rig. Metres.',
+        '',
+        *_table(
+            ('model', *(f'{label}: f·B {product:g} px·m' for label, product in RIGS)),
+            [_depth_row(model) for model in zoo['models']],
+        ),
+        '',
+        '## Training data and licences',
+        '',
+    ]
+    for model in zoo['models']:
+        taught = f', taught by {model["teacher"]}' if model['teacher'] else ''
+        pruned = f', pruned in {model["pruning_steps"]} steps' if model['pruning_steps'] else ''
+        lines.append(
+            f'- **{model["name"]}** {model["version"]} ({model["network"]}{taught}{pruned}), '
+            f'weights {model["licence"] or "without a licence"}:'
+        )
+        lines += [
+            f'  - {entry["name"]} ({entry["licence"]})'
+            for entry in _without_repeats(model['training_data'])
+        ]
+    return '\n'.join(lines) + '\n'
+
+
+def _without_repeats(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({(entry['name'], entry['licence']): entry for entry in entries}.values())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    return lines + ['| ' + ' | '.join(row) + ' |' for row in rows]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return '-' if value is None else f'{value:.{digits}f}'
+
+
+def _accuracy_cells(accuracy: Mapping[str, Any] | None) -> list[str]:
+    summary = (accuracy or {}).get('summary', {})
+    return [
+        _number(summary.get(key), digits)
+        for key, digits in (
+            ('geometric_mean_epe_px', 3),
+            ('mean_bad3', 2),
+            ('mean_d1', 2),
+            ('geometric_mean_edge_epe_px', 2),
+            ('mean_confidence_ause', 3),
+        )
+    ]
+
+
+def _model_row(model: Mapping[str, Any]) -> list[str]:
+    return [
+        f'**{model["name"]}**',
+        f'{model["parameters"] / 1e6:.3f} M',
+        f'{model["macs_640x480"] / 1e9:.2f}',
+        f'{model["bytes"] / 1e6:.2f}',
+        f'0 .. {model["max_disparity_px"]:g}',
+        *_accuracy_cells(model['accuracy']),
+        model['licence'] or '-',
+    ]
+
+
+def _peer_row(name: str, peer: Mapping[str, Any]) -> list[str]:
+    return [name, *['-'] * 4, *_accuracy_cells(peer['accuracy']), '-']
+
+
+def _latency_rows(name: str, of: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name,
+            entry['provider'],
+            entry['precision'] or '-',
+            str(entry['threads'] or '-'),
+            f'{entry["min_ms"]:.1f} / {entry["median_ms"]:.1f}',
+        ]
+        for entry in of['latency']
+    ]
+
+
+def _by_set(zoo: Mapping[str, Any]) -> list[str]:
+    columns = [(model['name'], model['accuracy']) for model in zoo['models']]
+    columns += [(name, peer['accuracy']) for name, peer in sorted(zoo['peers'].items())]
+    columns = [(name, accuracy) for name, accuracy in columns if accuracy]
+    sets = sorted({set_name for _, accuracy in columns for set_name in accuracy['sets']})
+    rows = []
+    for set_name in sets:
+        cells = []
+        for _, accuracy in columns:
+            own = accuracy['sets'].get(set_name)
+            cells.append(
+                '-'
+                if own is None
+                else f'{_number(own["epe_px"], 2)} / {_number(own["bad3"], 1)} / '
+                f'{_number(own["d1"], 1)}'
+            )
+        rows.append([set_name, *cells])
+    return _table(('set', *(name for name, _ in columns)), rows)
+
+
+def _depth_row(model: Mapping[str, Any]) -> list[str]:
+    accuracy = model['accuracy'] or {}
+    epe = accuracy.get('summary', {}).get('geometric_mean_epe_px')
+    cells = []
+    for _, product in RIGS:
+        near, far = useful_depth_m(product, model['max_disparity_px'], epe)
+        cells.append(f'{near:.2f} .. {"-" if math.isnan(far) else f"{far:.1f}"}')
+    return [model['name'], *cells]
+
+
+def zoo_command(
+    folder: Annotated[Path, typer.Argument(help='Folder of shipped .onnx files.')],
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(help='JSON of `evaluate --model FILE --json`; may be repeated.'),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option('--json', help='[default: zoo.json in the folder]')
+    ] = None,
+    readme: Annotated[Path | None, typer.Option(help='[default: README.md in the folder]')] = None,
+    check: Annotated[
+        bool, typer.Option('--check', help='Write nothing; fail when the files are out of date.')
+    ] = False,
+) -> None:
+    """Write zoo.json and the README of a folder of models from what was measured."""
+    json_path = json_path or folder / 'zoo.json'
+    readme = readme or folder / 'README.md'
+    earlier = read_zoo(json_path) if json_path.is_file() else None
+    reports = [json.loads(path.read_text(encoding='utf-8')) for path in report or []]
+    zoo = collect(folder, reports, earlier)
+    wanted = {json_path: as_json(zoo), readme: as_markdown(zoo)}
+    for path, text in wanted.items():
+        if check and (not path.is_file() or path.read_text(encoding='utf-8') != text):
+            raise ZooError(f'{path} is not what `stereo-kd-train zoo {folder}` would write')
+        if not check:
+            path.write_text(text, encoding='utf-8')
+    unmeasured = [model['name'] for model in zoo['models'] if model['accuracy'] is None]
+    if unmeasured:
+        typer.echo(
+            f'no figures of {", ".join(unmeasured)}: give the JSON of `evaluate` as --report'
+        )
+    typer.echo(f'{len(zoo["models"])} models in {json_path} and {readme}')
+
+
+def read_zoo(path: str | Path) -> dict[str, Any]:
+    """A zoo.json.
+
+    Raises:
+        ZooError: it is damaged or of another format.
+    """
+    try:
+        zoo = json.loads(Path(path).read_text(encoding='utf-8'))
+        if zoo['format'] != FORMAT:
+            raise ZooError(f'{path} has the format {zoo["format"]}, expected {FORMAT}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f'{path} is no zoo.json: {error}; delete it to begin anew') from error
+    return zoo
