@@ -47,6 +47,9 @@ SEVERITIES: tuple[Severity, ...] = ('ok', 'unknown', 'warn', 'error')
 
 _BEHIND_INFINITY_PX = 1.0
 _MEASURED_WIDTH_PX = 960
+# By how much tilt and stretch at the rim go wrong with what a scene happens to show, in pixels of
+# a reduced picture with few matches: more than the matches' scatter tells, less with every pair.
+_SCENE_ERROR_PX = 0.15
 
 
 class DoctorError(ValueError):
@@ -267,7 +270,7 @@ class OnlineDoctor:
         self,
         camera: StereoCamera | None = None,
         period_s: float = 2.0,
-        width_px: int = 320,
+        width_px: int = 480,
         memory: int = 10,
     ) -> None:
         self._period_s = period_s
@@ -328,7 +331,7 @@ class OnlineDoctor:
         second, _ = _reduced(right, self._width_px)
         self._measures.append(measure_pair(to_grey(first), to_grey(second), features=250))
         offset = 0.0 if self._camera is None else self._camera.cx_offset_px
-        judged = _judge_pictures(list(self._measures), scale, offset)
+        judged = _judge_pictures(list(self._measures), scale, offset, _SCENE_ERROR_PX)
         self.findings = tuple(f for f in judged if f.check in self.CHECKS)
         return self.findings
 
@@ -503,7 +506,10 @@ def _judge_repeats(repeated: Sequence[tuple[bool, bool]]) -> list[Finding]:
 
 
 def _judge_pictures(
-    measures: Sequence[PairMeasure], scale: float, cx_offset_px: float
+    measures: Sequence[PairMeasure],
+    scale: float,
+    cx_offset_px: float,
+    scene_error_px: float = 0.0,
 ) -> list[Finding]:
     if not measures:
         return []
@@ -514,7 +520,7 @@ def _judge_pictures(
     ]
     if found[-1].severity == 'ok':
         found.append(_judge_sign(_disparities(measures, scale, cx_offset_px)))
-        found += _judge_rows(measures, scale)
+        found += _judge_rows(measures, scale, scene_error_px)
         found += _judge_levels(measures)
     return [*found, _judge_lens(measures), _judge_saturation(measures)]
 
@@ -552,12 +558,18 @@ def _judge_sign(disparity: NDArray[np.float32]) -> Finding:
     return _finding('disparity_sign', severity, measured, 100 * negative)
 
 
-def _judge_rows(measures: Sequence[PairMeasure], scale: float) -> list[Finding]:
+def _judge_rows(
+    measures: Sequence[PairMeasure], scale: float, scene_error_px: float
+) -> list[Finding]:
     fit = fit_rows(measures, scale)
     if fit is None:
         return []
+    scene_error = scene_error_px * scale / math.sqrt(len(measures))
     half_width, half_height = measures[0].width * scale / 2, measures[0].height * scale / 2
-    at_side, at_top = fit.tilt.times(half_width), fit.stretch.times(half_height)
+    at_side, at_top = (
+        Estimate(estimate.value, math.hypot(estimate.error, scene_error))
+        for estimate in (fit.tilt.times(half_width), fit.stretch.times(half_height))
+    )
     higher = 'higher' if fit.offset_px.value > 0 else 'lower'
     degrees = math.degrees(math.atan(fit.tilt.value))
     return [

@@ -378,6 +378,15 @@ def test_well_calibrated_real_cameras_raise_no_alarm(data_dir: Path) -> None:
         assert by_check(findings)['matches'].severity == 'ok', scene.name
 
 
+def test_online_trusts_real_cameras_too(data_dir: Path) -> None:
+    scenes = sorted((data_dir / 'kitti2015').glob('*_10'))[:6]
+    for scene in scenes + sorted((data_dir / 'middlebury2005').iterdir())[:4]:
+        doctor = OnlineDoctor()
+        for now_s in (0.0, 2.0, 4.0):
+            doctor.feed(read_picture(scene / 'left.png'), read_picture(scene / 'right.png'), now_s)
+        assert above_ok(doctor.findings) == {}, scene.name
+
+
 def test_a_real_change_of_exposure_is_noticed(data_dir: Path) -> None:
     # The scene was photographed with another exposure in the right eye.
     scene = data_dir / 'unlabelled_middlebury2014q' / 'MotorcycleE'

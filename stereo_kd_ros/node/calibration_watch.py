@@ -3,9 +3,10 @@
 """Looks at a pair every two seconds for what is wrong with the cameras, beside the depth.
 
 The worker offers each pair after it has been published; the look happens in a thread of its own,
-on the newest pair offered, and costs some milliseconds. Nothing waits for it and nothing depends
-on it. A thread that took long rests for fifty times as long, so it never uses more than 2 % of a
-core. What is found stands until the same check finds it right; each change is logged once.
+on the newest pair offered, and costs 10 to 20 ms of one core. Nothing waits for it and nothing
+depends on it. After a look the thread rests for fifty times as long as it took, so that it never
+uses more than 2 % of a core. What is found stands until the same check finds it right; each change
+is logged once.
 """
 
 from __future__ import annotations
