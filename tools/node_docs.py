@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from stereo_kd_ros.node import diagnostics, inputs, outputs, silence
+from stereo_kd_ros.doctor_checks import CHECKS
+from stereo_kd_ros.node import calibration_watch, diagnostics, inputs, outputs, silence
 from stereo_kd_ros.node.parameters import PARAMETERS, ParameterSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +103,20 @@ After `silence_timeout` seconds without output the node names the cause, once pe
 log and as `silence_cause` in diagnostics.
 
 {silence_causes}
+
+## Is the camera right?
+
+While somebody listens the node looks at one pair every two seconds for what is wrong with the
+cameras: the checks below, of `stereo-kd doctor`. It logs each change once, with what it does to
+depth and what mends it, and warns in the diagnostics of `calibration`; depth goes on, as pictures
+can mislead. What pictures show counts when two looks running agree; a blocked lens takes four
+pairs between which the scene changed. A cx offset is only told, as depth here allows for it.
+`calibration_check: false` ends it, while running too.
+
+{checks}
+
+A model whose manifest names the camera it was adapted to is compared with the camera at hand:
+`model_calibration`, a warning there and one line in the log.
 """
 
 
@@ -122,6 +137,7 @@ def page() -> str:
         drop_causes=table(('Cause', 'What was dropped'), code_rows(diagnostics.DROP_CAUSES)),
         stages=table(('Stage', 'What it spans'), code_rows(diagnostics.STAGES)),
         silence_causes=table(('Cause', 'What it means'), code_rows(silence.CAUSES)),
+        checks=table(('Check', 'What it looks at', 'What a bad value does'), check_rows()),
     )
 
 
@@ -183,6 +199,12 @@ def output_rows() -> Iterable[tuple[str, ...]]:
         package = output.message_type.__module__.split('.')[0]
         kind = f'`{package}/{output.message_type.__name__}`'
         yield f'`{output.topic}`', kind, output.description
+
+
+def check_rows() -> Iterable[tuple[str, ...]]:
+    """Returns a row per check of the cameras."""
+    for name in calibration_watch.CHECKS:
+        yield f'`{name}`', CHECKS[name].title, CHECKS[name].meaning
 
 
 def parameter_rows() -> Iterable[tuple[str, ...]]:
