@@ -16,6 +16,7 @@ torch = pytest.importorskip('torch', reason='the training extra is not installed
 from two_processes import run_in_two_processes  # noqa: E402
 
 import stereo_kd_training  # noqa: E402
+from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
 from stereo_kd_training.recipe import RecipeError, check_recipe, read_recipe  # noqa: E402
 from stereo_kd_training.stages import RecipeRun, plan  # noqa: E402
@@ -185,6 +186,116 @@ def test_shipped_recipes_are_valid(path, monkeypatch):
         monkeypatch.setenv(variable, '/somewhere')
     recipe = read_recipe(path)
     assert recipe.about
+
+
+def test_changes_on_the_command_line(tmp_path):
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(
+        'name: v\ndata: {train: [{name: kitti2015, root: /k}]}\n'
+        'distill: {training: {network: kestrel}}\n'
+    )
+    changed = read_recipe(
+        recipe,
+        [
+            'distill.training.batch_size=2',
+            'data.train.0.last=7',
+            'distill.training.options={max_disparity_px: 64}',
+            'prune.ratio=0.5',
+            'distill.training.augmentation.stretch=0.1',
+        ],
+    )
+    assert changed.distill.training.batch_size == 2 and changed.data.train[0].last == 7
+    assert changed.distill.training.options == {'max_disparity_px': 64}
+    assert changed.prune.ratio == 0.5 and changed.distill.training.augmentation.stretch == 0.1
+    for change, message in (
+        ('distill.training.batchsize=2', r"batchsize: unknown key; did you mean 'batch_size'"),
+        ('data.train.1.last=7', r"'1' is no place in a list of 1"),
+        ('distill', 'expected KEY=VALUE'),
+        ('name.first=x', r"'name' is a value"),
+        ('distill.training.options={', 'is not YAML'),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(recipe, [change])
+
+
+@pytest.fixture
+def scene_flow(tmp_path) -> Path:
+    """One pair for each of Scene Flow's three sets, and one to test."""
+    root = tmp_path / 'scene_flow'
+    for index, (name, place) in enumerate(
+        [
+            ('FlyingThings3D', 'TRAIN/A/0000'),
+            ('FlyingThings3D', 'TEST/A/0000'),
+            ('Monkaa', 'a_rain_of_stones_x2'),
+            ('Driving', '15mm_focallength/scene_forwards/fast'),
+        ]
+    ):
+        frames = root / name / 'frames_cleanpass' / place
+        truth = root / name / 'disparity' / place / 'left'
+        for folder in (frames / 'left', frames / 'right', truth):
+            folder.mkdir(parents=True)
+        coarse = np.random.default_rng(index).integers(0, 255, (20, 40, 3), np.uint8)
+        texture = cv2.resize(coarse, (168, 72), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(frames / 'left/0006.png'), texture[:, :160])
+        cv2.imwrite(str(frames / 'right/0006.png'), texture[:, 8:])
+        write_pfm(truth / '0006.pfm', np.full((72, 160), 8, np.float32))
+    return root
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_says_what_it_would_do(path, scene_flow, monkeypatch):
+    """The plan of the paper's own length, on a small copy of the data where there is one."""
+    for variable in ('KITTI', 'POOL', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN'):
+        monkeypatch.setenv(variable, '/nowhere')
+    monkeypatch.setenv('SCENE_FLOW', str(scene_flow))
+    recipe = read_recipe(path)
+    text = '\n'.join(plan(recipe, measure_time=False))
+    assert recipe.name in text and 'distill -> ' in text and 'GMAC at 640x480' in text
+    for stage, steps in recipe.steps().items():
+        assert f'  {stage}: {steps:,} steps' in text
+    if 'scene_flow' in path.stem:
+        assert 'NOT THERE' not in text and text.count('1 pairs') == 1 and '3 pairs' in text
+    else:
+        assert 'NOT THERE' in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_papers_recipe_runs_from_its_data_to_a_model_file(scene_flow, tmp_path, monkeypatch):
+    """DTPNet's on Scene Flow: every stage, shortened by --budget, with another small teacher."""
+    from typer.testing import CliRunner
+
+    from stereo_kd_training.main import app
+    from stereo_kd_training.networks import create
+
+    torch.manual_seed(0)
+    weights = tmp_path / 'anynet.tar'
+    torch.save({'state_dict': create('anynet', max_disparity_px=64).state_dict()}, weights)
+    monkeypatch.setenv('SCENE_FLOW', str(scene_flow))
+    monkeypatch.setenv('PSMNET', str(weights))
+    path = FOLDER / 'dtpnet_scene_flow.yaml'
+    changes = {
+        'teacher.network': 'anynet',
+        'teacher.options': '{max_disparity_px: 64}',
+        'distill.training.options': '{max_disparity_px: 64}',
+        'distill.training.batch_size': 2,
+        'distill.training.crop_height': 64,
+        'distill.training.crop_width': 96,
+        'prune.steps': 2,
+    }
+    command = ['run', str(path), '-o', str(tmp_path / 'run'), '--budget', '6', '--threads', '1']
+    for key, value in changes.items():
+        command += ['--set', f'{key}={value}']
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert list(summary) == ['distill', 'prune', 'export', 'evaluate']
+    assert summary['prune']['ratio'] == 0.37 and len(summary['prune']['steps']) == 2
+    metrics = summary['evaluate']['metrics']
+    assert metrics['prune']['parameters'] < 0.55 * metrics['distill']['parameters']
+    first = json.loads((tmp_path / 'run/distill/log.jsonl').read_text().splitlines()[0])
+    assert first['train/dtp_l1'] > 0 and 'train/ground_truth' not in first
+    assert (tmp_path / 'run' / summary['export']['model']).is_file()
 
 
 # Running

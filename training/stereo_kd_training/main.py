@@ -267,6 +267,10 @@ def run(
         float | None,
         typer.Option(help='Shorten: a share of all steps below 1, or their total number.'),
     ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option('--set', help='KEY=VALUE, as in distill.training.batch_size=2; repeatable.'),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Say what would be done, and how long it takes.')
     ] = False,
@@ -280,7 +284,7 @@ def run(
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    experiment = read_recipe(recipe)
+    experiment = read_recipe(recipe, change or ())
     if budget is not None:
         experiment = experiment.with_budget(budget)
     if dry_run:

@@ -286,8 +286,13 @@ def _shorten(training: TrainingConfig, share: float) -> None:
     training.log_every = min(training.log_every, tenth)
 
 
-def read_recipe(path: Path | str) -> Recipe:
+def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        path: of the YAML file.
+        changes: `KEY=VALUE` each, where KEY is a path such as `distill.training.batch_size`,
+            or `data.train.0.last` in a list, and VALUE is YAML.
 
     Raises:
         RecipeError: no such file, no YAML, an unset variable, or a key or value that is wrong;
@@ -302,7 +307,41 @@ def read_recipe(path: Path | str) -> Recipe:
         raise RecipeError(f'{path} is not YAML: {error}') from error
     if not isinstance(content, dict):
         raise RecipeError(f'{path} holds {type(content).__name__}, expected sections by name')
+    for change in changes:
+        _change(content, change)
     return check_recipe(_expanded(content, str(path)), str(path))
+
+
+def _change(content: dict[str, Any], change: str) -> None:
+    """Apply `KEY=VALUE` to plain values; whether KEY exists is for the check of the recipe."""
+    key, sign, text = change.partition('=')
+    if not sign or not key:
+        raise RecipeError(f'{change!r} is no change; expected KEY=VALUE, as in prune.ratio=0.5')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f'{key}: {text!r} is not YAML: {error}') from error
+    *parents, last = key.split('.')
+    here: Any = content
+    for part in parents:
+        if isinstance(here, list):
+            here = here[_place(here, part, key)]
+        elif isinstance(here, dict):
+            if here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+    if isinstance(here, list):
+        here[_place(here, last, key)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError(f'{key}: {parents[-1]!r} is a value, not a section')
+
+
+def _place(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f'{key}: {part!r} is no place in a list of {len(items)}, from 0')
+    return int(part)
 
 
 def check_recipe(content: dict[str, Any], where: str = 'recipe') -> Recipe:

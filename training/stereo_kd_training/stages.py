@@ -41,7 +41,7 @@ from stereo_kd_training.complexity import complexity
 from stereo_kd_training.datasets.base import DatasetError
 from stereo_kd_training.datasets.kitti import fold
 from stereo_kd_training.datasets.named import open_dataset
-from stereo_kd_training.datasets.procedural import PairPool
+from stereo_kd_training.datasets.procedural import PairPool, PoolError
 from stereo_kd_training.distill import (
     BatchTeacher,
     Distillation,
@@ -621,7 +621,7 @@ def plan(recipe: Recipe, measure_time: bool = True) -> list[str]:
             label = source.pool or f'{source.name} in {source.root}'
             try:
                 lines.append(f'  {part}: {label}, {len(Pairs([source]))} pairs')
-            except (DatasetError, RecipeError, OSError, ValueError) as error:
+            except (DatasetError, PoolError, RecipeError, OSError, ValueError) as error:
                 lines.append(f'  {part}: {label}: NOT THERE: {str(error).splitlines()[0]}')
     if recipe.teacher:
         kept = 'cached' if recipe.teacher.cache else 'in memory'
