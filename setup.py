@@ -52,6 +52,7 @@ setup(
         (f'share/{NAME}/config/foxglove', sorted(glob('config/foxglove/*.json'))),
         (f'share/{NAME}/models', sorted(glob('models/*.onnx'))),
         (f'share/{NAME}/recipes', sorted(glob('training/recipes/*.yaml'))),
+        (f'share/{NAME}/teachers', sorted(glob('training/teachers/*.yaml'))),
     ],
     zip_safe=False,
     install_requires=[

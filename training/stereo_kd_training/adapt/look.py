@@ -140,6 +140,26 @@ def look(run: RunFolder) -> dict[str, Any]:
     }
 
 
+def require_unchanged(run: RunFolder) -> None:
+    """Refuse to go on with a bag or a student that is another one by now.
+
+    Raises:
+        AdaptError: it names what changed.
+    """
+    facts, student = run.facts('look'), find_student(run.settings.student)
+    changed = [] if student.sha256 == facts['student']['sha256'] else [str(student.source)]
+    changed += [
+        path
+        for path, bag in zip(run.settings.bags, facts['bags'], strict=True)
+        if _size_of(Path(path)) != bag['bytes']
+    ]
+    if changed:
+        raise AdaptError(
+            f'{", ".join(changed)} changed since the adaptation in {run.folder} began: begin '
+            'anew in another --work folder'
+        )
+
+
 def _examine(
     path: Path, settings: AdaptSettings
 ) -> tuple[StereoCamera, list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:

@@ -22,7 +22,7 @@ from stereo_kd_training.adapt.deliver import deliver, require_free_place
 from stereo_kd_training.adapt.distil import distil, planned_steps
 from stereo_kd_training.adapt.gate import gate
 from stereo_kd_training.adapt.label import label
-from stereo_kd_training.adapt.look import look
+from stereo_kd_training.adapt.look import look, require_unchanged
 from stereo_kd_training.adapt.prune import TUNING_SHARE, prune
 from stereo_kd_training.adapt.render import render
 from stereo_kd_training.adapt.report import write_report
@@ -68,6 +68,8 @@ def adapt(
     require_free_place(run)
     run.open()
     try:
+        if run.is_main and run.is_done('look'):
+            require_unchanged(run)
         for stage in STAGES:
             if not run.is_done(stage):
                 _run_stage(run, stage)
