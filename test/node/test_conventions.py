@@ -10,10 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ros_rig import Rig, wait_until
+from rclpy.parameter import Parameter
+from ros_rig import Rig, Spinner, camera_infos, matched, textured_pair, wait_until
+from sensor_msgs.msg import Image
 
 from stereo_kd_ros.node.diagnostics import KEYS
+from stereo_kd_ros.node.inputs import TOPICS
 from stereo_kd_ros.node.parameters import SPECS
+from stereo_kd_ros.node.stereo_node import StereoNode
 
 
 def test_camera_info_moves_apart_from_its_image(block_matcher: str) -> None:
@@ -22,6 +26,41 @@ def test_camera_info_moves_apart_from_its_image(block_matcher: str) -> None:
         topics = rig.node.inputs.topics
         assert topics['left_camera_info'] == '/calibration/left'
         assert topics['left_image'] == '/left/image_rect'
+
+
+def test_two_cameras_live_side_by_side(block_matcher: str) -> None:
+    """As when the launch file is included twice under two namespaces."""
+    parameters = {'model': block_matcher, 'provider': 'cpu', 'threads': 1}
+    reliable = {
+        f'qos_overrides./front/{topic}.subscription.reliability': 'reliable'
+        for topic in TOPICS.values()
+    }
+    with Rig(model=block_matcher, namespace='/front', **reliable) as rig:
+        rear = StereoNode(
+            context=rig.node.context,
+            namespace='/rear',
+            parameter_overrides=[Parameter(name, value=v) for name, v in parameters.items()],
+        )
+        spinner = Spinner(rear)
+        try:
+            assert rear.start()
+            depth = {name: rig.listen(f'/{name}/depth/image', Image) for name in ('front', 'rear')}
+            rig.ready(depth['front'])
+            wait_until(lambda: matched(rear, '/rear/depth/image'), 60.0)
+            rig.camera.send(*textured_pair(5), 7, camera_infos())
+            assert depth['front'].next(60.0).header.stamp.nanosec == 7
+            assert rear.counts()['pairs_received'] == 0 and not depth['rear'].messages
+            wait_until(lambda: len(reporters(rig)) == 2, 60.0)
+            assert reporters(rig) == {'front/stereo_node', 'rear/stereo_node'}
+        finally:
+            spinner.close()
+            rear.destroy_node()
+
+
+def reporters(rig: Rig) -> set[str]:
+    """The nodes whose diagnostics have come."""
+    messages = list(rig.diagnostics.messages)
+    return {status.name.split(': ')[0] for array in messages for status in array.status}
 
 
 def test_diagnostics_come_once_a_second_under_node_and_part(
