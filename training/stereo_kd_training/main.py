@@ -15,6 +15,7 @@ from rich.console import Console
 
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import stage_bars
+from stereo_kd_training.calibrate import calibrate_command
 from stereo_kd_training.evaluate import evaluate_command
 from stereo_kd_training.quantize import quantize_command
 from stereo_kd_training.zoo import zoo_command
@@ -351,6 +352,7 @@ app.command('evaluate')(evaluate_command)
 app.command('quantize')(readable_errors(quantize_command))
 app.command('adapt')(readable_errors(adapt_command))
 app.command('zoo')(readable_errors(zoo_command))
+app.command('calibrate')(readable_errors(calibrate_command))
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from stereo_kd_training.networks.base import (
     opaque,
     split_views,
 )
+from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
 
 def conv_bn(
@@ -234,6 +235,7 @@ class Kestrel(StereoNetwork):
         blocks: inverted residuals per level on the way down.
         expansion: of the inverted residuals in the aggregation.
         window: radius of the regression window in bins; 0 takes the whole range.
+        calibrated: the confidence is a probability, see `networks.confidence`.
     """
 
     stride = 32
@@ -250,6 +252,7 @@ class Kestrel(StereoNetwork):
         blocks: tuple[int, int, int, int] = (2, 2, 3, 2),
         expansion: int = 2,
         window: int = 2,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
         if max_disparity_px % 4 or max_disparity_px <= 0:
@@ -270,6 +273,7 @@ class Kestrel(StereoNetwork):
         self.upsampling = nn.Sequential(
             conv_bn(guide + aggregation[0], 48, 1), nn.Conv2d(48, 9 * 16, 1)
         )
+        self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
 
@@ -293,7 +297,12 @@ class Kestrel(StereoNetwork):
             regress = deployed.window_regression if spelt_out else window_regression
             coarse, mass = regress(logits, self.bins, radius)
             disparity = convex_upsample(4.0 * coarse, weights.float(), 4)[:, 0]
-            confidence = torch.sigmoid(confidence.float()) * mass
+            if self.calibration is None:
+                confidence = torch.sigmoid(confidence.float()) * mass
+            else:
+                confidence = self.calibration(
+                    confidence.float(), mass, logits, 4.0 * self.bins, 4.0 * coarse
+                )
             if deployed.deployed('confidence'):
                 fine = deployed.bilinear_x4(confidence)
             else:
