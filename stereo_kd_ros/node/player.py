@@ -178,11 +178,17 @@ class BagPlayer:
                 return
             yield self._publish(message, due, restamp_now, new_stamps)
 
-    def flush(self, timeout_s: float = 2.0) -> None:
-        """Wait until subscribers have everything: what is on its way dies with us."""
+    def flush(self, timeout_s: float = 20.0) -> None:
+        """Wait until subscribers have everything: what is on its way dies with us.
+
+        A live one has it at once; a starved one may need seconds.
+        """
+        deadline = time.monotonic() + timeout_s
         for publisher in self.publishers.values():
-            if self.running:
-                publisher.wait_for_all_acked(Duration(seconds=timeout_s))
+            # In short pieces, so that Ctrl-C is heard.
+            while self.running and time.monotonic() < deadline:
+                if publisher.wait_for_all_acked(Duration(seconds=0.2)):
+                    break
         if self.running:
             time.sleep(_LINGER_S)
 
