@@ -54,6 +54,7 @@ from stereo_kd_training.evaluation_report import (
     write_json,
     write_strip,
 )
+from stereo_kd_training.sheets import Extremes, write_picture
 
 # Two (H, W, 3) uint8 RGB images to a disparity (H, W) px, or to (disparity, confidence).
 Predict = Callable[[np.ndarray, np.ndarray], 'np.ndarray | tuple[np.ndarray, np.ndarray]']
@@ -449,6 +450,10 @@ def evaluate_command(
     pictures: Annotated[
         Path | None, typer.Option(help='Folder for one strip of pictures per pair.')
     ] = None,
+    extremes: Annotated[
+        Path | None,
+        typer.Option(help='Picture (.png, .jpg) of the worst and best pairs of the first method.'),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help='Threads of every method.')] = 2,
     latency: Annotated[bool, typer.Option(help='Measure the time at 640x480 as well.')] = True,
     cache: Annotated[
@@ -476,6 +481,7 @@ def evaluate_command(
             latency=latency,
             cache=PredictionCache() if cache else None,
             pictures=pictures,
+            extremes=extremes,
             console=console,
         )
     except (ValueError, RuntimeError) as error:
@@ -502,6 +508,7 @@ def run_evaluation(
     latency_budget_s: float = 20.0,
     cache: PredictionCache | None = None,
     pictures: Path | None = None,
+    extremes: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate, time and compare: the whole report as JSON values.
@@ -520,12 +527,16 @@ def run_evaluation(
     if reference not in names:
         raise EvaluationError(f'reference {reference!r} is none of the methods {names}')
     timing_pair: list[StereoSample] = []
+    seen = Extremes()
 
     def on_pair(set_name: str, sample: StereoSample, answers: Mapping[str, np.ndarray]) -> None:
         if not timing_pair or _size_distance(sample) < _size_distance(timing_pair[0]):
             timing_pair[:] = [sample]
         if pictures is not None:
             write_strip(pictures / set_name / f'{sample.name}.png', sample, answers)
+        if extremes is not None:
+            label = f'{set_name}/{sample.name}'
+            seen.see(label, sample.left, sample.disparity, answers[names[0]])
 
     columns = (
         BarColumn(),
@@ -535,6 +546,8 @@ def run_evaluation(
     )
     with Progress(*columns, console=console or Console(quiet=True), transient=True) as progress:
         by_method = evaluate_methods(methods, root, sets, limit, cache, on_pair, progress)
+    if extremes is not None:
+        write_picture(extremes, seen.sheet())
     if latency:
         left, right = (
             cv2.resize(image, LATENCY_SIZE, interpolation=cv2.INTER_AREA)
