@@ -16,8 +16,10 @@ from rich.console import Console
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import stage_bars
 from stereo_kd_training.calibrate import calibrate_command
+from stereo_kd_training.curves import curves_command
 from stereo_kd_training.evaluate import evaluate_command
 from stereo_kd_training.quantize import quantize_command
+from stereo_kd_training.sheets import sheet_command
 from stereo_kd_training.zoo import zoo_command
 
 app = typer.Typer(
@@ -353,6 +355,8 @@ app.command('quantize')(readable_errors(quantize_command))
 app.command('adapt')(readable_errors(adapt_command))
 app.command('zoo')(readable_errors(zoo_command))
 app.command('calibrate')(readable_errors(calibrate_command))
+app.command('curves')(readable_errors(curves_command))
+app.command('sheet')(readable_errors(sheet_command))
 
 
 def main() -> None:
