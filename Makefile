@@ -66,7 +66,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_DEFAULT_TIMEOUT ?= 60
 export PIP_RETRIES ?= 10
 
-.PHONY: help demo test env lint accuracy bench bench-check faults fuzz soak kill clean
+.PHONY: help demo test env lint accuracy bench bench-check graph-table scale faults fuzz soak kill clean
 
 help:
 	@echo 'make demo    make the environment (without torch) and run depth on a live ROS 2 graph'
@@ -75,6 +75,8 @@ help:
 	@echo 'make lint    check style, formatting and package.xml'
 	@echo 'make accuracy     errors and times beside SGBM on the labelled pairs in STEREO_KD_DATA'
 	@echo 'make bench        time every model beside its peers: bench.json, bench.png'
+	@echo 'make graph-table  what each way of writing the graph wins: graphs.json'
+	@echo 'make scale        cost against pixels, range, cameras; the start: scale.json, scale.png'
 	@echo 'make bench-check  the same; fails when a ratio grew since benchmarks/baseline.json'
 	@echo 'make faults  inject every named fault, and see the node answer and recover'
 	@echo 'make fuzz    throw $(FUZZ_N) damaged messages at the pipeline, and judge every answer'
@@ -111,6 +113,16 @@ bench: $(RUNTIME)
 
 bench-check: $(RUNTIME)
 	$(BENCH) --check benchmarks/baseline.json $(BENCH_ARGS)
+
+# One change at a time, all timed in turn; slow to export, so kept in between.
+graph-table: $(COMPLETE)
+	@[ -e $(VENV)/graphs/views_apart.onnx ] || $(BIN)/python benchmarks/graph_table.py export $(VENV)/graphs --model $(MODEL)
+	$(BIN)/python benchmarks/graph_table.py measure $(VENV)/graphs --json graphs.json \
+	    $(if $(filter openvino,$(ENGINE)),--provider openvino --precision bf16)
+
+scale: $(COMPLETE)
+	$(BIN)/python benchmarks/scale.py --model $(MODEL) --json scale.json --plot scale.png \
+	    $(if $(filter openvino,$(ENGINE)),--provider openvino)
 
 HOSTILE := PYTHONPATH=test/support:test/hostile$(if $(PYTHONPATH),:$(PYTHONPATH)) $(BIN)/python
 
