@@ -32,10 +32,10 @@ from stereo_kd_training.datasets.procedural import generate_pool  # noqa: E402
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.confidence import (  # noqa: E402
-    CUES,
     REACH_PX,
     TEMPERATURE,
     ConfidenceCalibration,
+    evidence,
     expected_deviation,
 )
 from stereo_kd_training.networks.contract import ContractModel  # noqa: E402
@@ -93,35 +93,48 @@ def test_reliability_by_hand():
     assert perfect.ause == pytest.approx(0.0)
 
 
+def test_evidence_falls_with_the_deviation_and_rises_with_mass_and_head():
+    hypotheses = torch.tensor([40.0, 8.0, 4.0])
+    sure, torn = torch.tensor([-50.0, -50.0, 0.0]), torch.tensor([0.0, -50.0, 0.0])
+    one, answer = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 4.0)
+    found = [
+        float(evidence(head * one, mass * one, logits.view(1, 3, 1, 1), hypotheses, answer))
+        for head, mass, logits in ((0, 1, sure), (0, 1, torn), (1, 1, torn), (0, 0.5, torn))
+    ]
+    assert found[0] == pytest.approx(-np.log(0.05), abs=1e-4)
+    # Half of the distribution lies beyond the reach of 16 px.
+    assert found[1] == pytest.approx(-np.log(8.05), abs=1e-4)
+    assert found[2] > found[1] > found[3]
+
+
 def test_fit_finds_the_numbers_that_made_the_odds():
     generator = torch.Generator().manual_seed(0)
-    cues = torch.randn(60000, len(CUES), generator=generator)
-    truth = {'head': 0.7, 'window': 1.5, 'spread': 0.9, 'nearness': -0.4, 'offset': 0.3}
-    signs = torch.tensor([0.7, 1.5, -0.9, -0.4])
-    chance = torch.sigmoid(cues @ signs + 0.3)
+    given = 3 * torch.randn(60000, generator=generator) - 1
+    chance = torch.sigmoid(0.7 * given + 0.3)
     right = (torch.rand(60000, generator=generator) < chance).float()
-    found = _fit(_Pixels(cues, chance, chance, right))
-    for name, value in truth.items():
-        assert found[name] == pytest.approx(value, abs=0.06), name
+    found = _fit(_Pixels(given, chance, chance, right))
+    assert found == {'slope': pytest.approx(0.7, abs=0.05), 'offset': pytest.approx(0.3, abs=0.06)}
 
 
 def test_calibrated_confidence_is_as_often_right_as_it_says():
-    result = calibrate(network(), pairs(16))
+    result = calibrate(network(), pairs(12))
     assert abs(result.after.mean - result.after.right) < 0.12
     assert result.after.calibration_error < result.before.calibration_error
     assert result.after.pixels == result.before.pixels > 1000
 
 
-def test_a_lie_is_unlearned():
-    """The network's own head is turned round: sure where it should not be."""
+def test_a_wrong_scale_is_unlearned():
+    """A confidence that is always too sure becomes the one that it would have been."""
     honest = network()
-    result = calibrate(honest, pairs(12, seed=3))
-    liar = with_calibration(honest)
+    result = calibrate(honest, pairs(8, seed=3))
+    boaster = with_calibration(honest)
     with torch.no_grad():
-        for name, value in result.weights.items():
-            getattr(liar.calibration, name).fill_(-value)
-    again = calibrate(liar, pairs(12, seed=3))
-    assert again.before.ause > again.after.ause
+        boaster.calibration.slope.fill_(result.weights['slope'])
+        boaster.calibration.offset.fill_(result.weights['offset'] + 3)
+    again = calibrate(boaster, pairs(8, seed=3))
+    assert again.before.mean > again.after.mean
+    assert again.before.calibration_error > again.after.calibration_error
+    assert again.before.ause == pytest.approx(again.after.ause, abs=0.02)
     assert again.weights == pytest.approx(result.weights, abs=1e-4)
 
 
@@ -149,7 +162,7 @@ def test_confidence_passes_no_gradient_to_the_distribution():
     assert mass.grad is None
     assert answer.grad is None
     assert head.grad is not None
-    assert calibration.spread.grad is not None
+    assert calibration.slope.grad is not None
 
 
 def test_what_cannot_be_calibrated_is_said():
@@ -179,7 +192,7 @@ def test_command_writes_a_file_that_answers_the_same_disparity(tmp_path: Path):
     manifest = read_manifest(first)
     assert manifest.name == 'tiny_nano'
     assert manifest.configuration['options']['calibrated'] is True
-    assert set(manifest.extra['confidence']['weights']) == {*CUES, 'offset'}
+    assert set(manifest.extra['confidence']['weights']) == {'slope', 'offset'}
     assert json.dumps(manifest.extra['confidence']['held_out'])
     # A shipped file is calibrated anew, and keeps its name and its sources.
     run('calibrate', first, '-o', second, '--threads', 1)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn the confidence of a trained network into a probability, without touching its disparity.
 
-The five numbers of `networks.confidence` are fitted by logistic regression to whether each
+The slope and offset of `networks.confidence` are fitted by logistic regression to whether each
 pixel of generated pairs is right within max(1 px, 5 %): a convex problem, solved in seconds once
 the pairs have been run. A share of the pairs is kept aside to say what it brought.
 """
@@ -10,7 +10,7 @@ the pairs have been run. A share of the pairs is kept aside to say what it broug
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from stereo_kd_ros.metrics import sparsification_auc
 from stereo_kd_ros.model import Manifest, read_manifest
 from stereo_kd_training.networks import NetworkError, StereoNetwork, build
-from stereo_kd_training.networks.confidence import CUES, ConfidenceCalibration
+from stereo_kd_training.networks.confidence import ConfidenceCalibration, evidence
 
 PIXELS_PER_PAIR = 2000
 HELD_OUT = 0.25
@@ -66,9 +66,9 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Some pixels: cues (N, 4), confidence as it was (N,), error [px] (N,) and right (N,)."""
+    """Some pixels: evidence, confidence as it was, error [px] and whether right, each (N,)."""
 
-    cues: Tensor
+    evidence: Tensor
     before: Tensor
     error: Tensor
     right: Tensor
@@ -161,7 +161,7 @@ def calibrate(
     with torch.no_grad():
         for name, value in weights.items():
             getattr(calibration, name).fill_(value)
-    after = torch.sigmoid(judge.cues @ _vector(weights) + weights['offset'])
+    after = torch.sigmoid(weights['slope'] * judge.evidence + weights['offset'])
     error, right = judge.error.numpy(), judge.right.numpy()
     return Calibrated(
         calibrated,
@@ -171,12 +171,6 @@ def calibrate(
     )
 
 
-def _vector(weights: Mapping[str, float]) -> Tensor:
-    # The spread counts against the confidence.
-    signs = {'spread': -1.0}
-    return torch.tensor([signs.get(name, 1.0) * weights[name] for name in CUES])
-
-
 @torch.no_grad()
 def _pixels(
     before: StereoNetwork | None,
@@ -184,14 +178,14 @@ def _pixels(
     pair: Any,
     generator: np.random.Generator,
 ) -> _Pixels:
-    """Random pixels of one pair, each the answer at full resolution and its coarse cell's cues.
+    """Random pixels of one pair, each the answer at full resolution, its coarse cell's evidence.
 
     Without `before` the confidence that it had is left at NaN.
     """
-    noted: dict[str, tuple[Tensor, ...]] = {}
+    noted: list[Tensor] = []
 
     def note(_module: torch.nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        noted['cues'] = ConfidenceCalibration.cues(*inputs)
+        noted.append(evidence(*inputs))
 
     images = []
     height, width = pair.disparity.shape
@@ -209,49 +203,42 @@ def _pixels(
     rows, columns = torch.nonzero(known, as_tuple=True)
     chosen = torch.from_numpy(generator.permutation(len(rows))[:PIXELS_PER_PAIR])
     rows, columns = rows[chosen], columns[chosen]
-    factor = images[0].shape[2] // noted['cues'][0].shape[2]
-    cues = torch.stack(
-        [cue[0, 0, rows // factor, columns // factor] for cue in noted['cues']], dim=1
-    )
+    factor = images[0].shape[2] // noted[0].shape[2]
+    found = noted[0][0, 0, rows // factor, columns // factor]
     truth = truth[rows, columns]
     error = (output.disparity[0, rows, columns] - truth).abs()
     confidence = torch.full_like(error, torch.nan)
     if before is not None:
         confidence = before(*images).confidence[0, rows, columns].clamp(0, 1).float()
-    return _Pixels(cues.float(), confidence, error, right_within(error, truth).float())
+    return _Pixels(found.float(), confidence, error, right_within(error, truth).float())
 
 
 def _join(parts: Sequence[_Pixels]) -> _Pixels:
     return _Pixels(
         *(
             torch.cat([getattr(part, name) for part in parts])
-            for name in ('cues', 'before', 'error', 'right')
+            for name in ('evidence', 'before', 'error', 'right')
         )
     )
 
 
 def _fit(pixels: _Pixels) -> dict[str, float]:
-    """Logistic regression by Newton steps, a little drawn to zero so that it always exists."""
-    cues = torch.cat([pixels.cues, torch.ones(len(pixels.cues), 1)], 1).double()
-    scale = cues.std(0).clamp(min=1e-3)
-    scale[-1] = 1.0
-    cues = cues / scale
+    """Slope and offset by Newton steps, a little drawn to zero so that they always exist."""
+    scale = float(pixels.evidence.std().clamp(min=1e-3))
+    terms = torch.stack([pixels.evidence / scale, torch.ones_like(pixels.evidence)], 1).double()
     wanted = pixels.right.double()
-    weights = torch.zeros(cues.shape[1], dtype=torch.float64)
-    ridge = 1e-4 * torch.eye(cues.shape[1], dtype=torch.float64)
-    for _ in range(30):
-        chance = torch.sigmoid(cues @ weights)
-        slope = cues.T @ (chance - wanted) / len(cues) + ridge @ weights
-        curvature = (cues * (chance * (1 - chance))[:, None]).T @ cues / len(cues) + ridge
-        step = torch.linalg.solve(curvature, slope)
+    weights = torch.zeros(2, dtype=torch.float64)
+    ridge = 1e-4 * torch.eye(2, dtype=torch.float64)
+    for _ in range(50):
+        chance = torch.sigmoid(terms @ weights)
+        gradient = terms.T @ (chance - wanted) / len(terms) + ridge @ weights
+        curvature = (terms * (chance * (1 - chance))[:, None]).T @ terms / len(terms) + ridge
+        step = torch.linalg.solve(curvature, gradient)
         # Where nearly all is decided the curvature vanishes and a full step overshoots.
         weights = weights - step * min(1.0, 5.0 / float(step.abs().max().clamp(min=1e-9)))
-        if float(step.abs().max()) < 1e-8:
+        if float(step.abs().max()) < 1e-9:
             break
-    values = (weights / scale).tolist()
-    found = dict(zip((*CUES, 'offset'), values, strict=True))
-    found['spread'] = -found['spread']
-    return found
+    return {'slope': float(weights[0]) / scale, 'offset': float(weights[1])}
 
 
 def load_trained(path: Path) -> tuple[StereoNetwork, Manifest | None]:
