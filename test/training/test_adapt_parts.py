@@ -28,6 +28,7 @@ from stereo_kd_training.adapt.select import Scan, distinct_frames, split_by_time
 from stereo_kd_training.adapt.teachers import open_teacher  # noqa: E402
 from stereo_kd_training.datasets.procedural import PairPool, generate_pool  # noqa: E402
 from stereo_kd_training.teachers import Prediction  # noqa: E402
+from stereo_kd_training.train import keep_statistics  # noqa: E402
 
 SECOND = 10**9
 
@@ -111,6 +112,19 @@ def test_the_sky_is_a_label() -> None:
     assert np.isfinite(made.disparity).all() and 0 < made.disparity.max() < 0.01
 
 
+def test_depth_is_not_believed_where_nothing_can_be_seen() -> None:
+    """An empty sky looks the same at every disparity, so a teacher may say what it likes."""
+    left, right = shifted_pair(6, 60, 120, 0)
+    for eye in (left, right):
+        eye[:30] = 200
+    told = np.full((60, 120), 6.0, np.float32)
+    made = trusted(left, right, [Prediction(told, np.ones_like(told))], told)
+    kept = np.isfinite(made.disparity)
+    assert not kept[:24].any()
+    assert kept[38:, 12:].mean() > 0.9
+    assert 0.3 < made.rejected['ambiguous'] < 0.7
+
+
 # Rendering
 
 
@@ -187,6 +201,15 @@ def test_minutes_take_the_place_of_steps() -> None:
     asked = settings(Path('a'), Path('b'), minutes=2.0)
     assert planned_steps(asked, {'step_seconds': 0.5}) == 240
     assert planned_steps(settings(Path('a'), Path('b')), {'step_seconds': 0.5}) == 4
+
+
+def test_statistics_that_are_kept_do_not_move_in_training() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).train()
+    keep_statistics(network)
+    before = network[1].running_mean.clone()
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert torch.equal(network[1].running_mean, before)
+    assert network[0].training and network[1].weight.grad is not None
 
 
 # The gate

@@ -99,6 +99,7 @@ class TrainingConfig(BaseModel):
     compile: bool = False
     compile_backend: Literal['inductor', 'aot_eager', 'eager'] = 'inductor'
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    frozen_statistics: bool = False
     augmentation: Augmentation = Field(default_factory=Augmentation)
     loss: LossWeights = Field(default_factory=LossWeights)
     seed: int = 0
@@ -536,6 +537,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group['lr'] = rate
         self.network.train()
+        if self.config.frozen_statistics:
+            keep_statistics(self.network)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for batch in batches:
@@ -689,6 +692,17 @@ def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any
         {'params': decayed, 'weight_decay': weight_decay},
         {'params': plain, 'weight_decay': 0.0},
     ]
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let batch norms go on with the statistics that they have, also in training.
+
+    For a trained network that learns on from a few small batches: statistics of two crops are
+    noise, and those of a new domain alone would make it forget the old one.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def create_ema(network: StereoNetwork, device: torch.device) -> StereoNetwork:

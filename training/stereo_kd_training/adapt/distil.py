@@ -149,6 +149,8 @@ def train_stage(
         Interrupted: after SIGINT or SIGTERM, with a checkpoint.
     """
     config = training_config(run, network, steps, rate_share)
+    # A pruned network's statistics are those of channels that are gone.
+    config.frozen_statistics = stage == 'distil'
     trainer = Trainer(
         config,
         folder,

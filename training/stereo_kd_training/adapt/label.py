@@ -7,6 +7,7 @@ A pixel becomes a label when all of these hold; ground truth, where it is known,
     left-right     the answer to the mirrored pair finds its way back to within 1 px or 5 %
     edge           no jump of the disparity next to it, where even good teachers smear
     photometric    the right picture shows there what the left one does
+    ambiguous      and would not do so as well at infinity: a teacher gives an empty sky any depth
     confidence     the teacher gives it at least a third
     other teachers agree to within 1 px or 5 %
 
@@ -39,10 +40,13 @@ from stereo_kd_training.teachers import Prediction, consistency
 LIMIT_PX, LIMIT_SHARE = 1.0, 0.05
 EDGE_STEP_PX, EDGE_RADIUS_PX = 2.0, 1
 PHOTOMETRIC_LEVELS = 20.0
+# Side of the window in which two disparities are compared, how much better the nearer one must
+# fit, and from where on the two differ at all.
+AMBIGUOUS_WINDOW_PX, AMBIGUOUS_LEVELS, AMBIGUOUS_FROM_PX = 11, 0.5, 3.0
 CONFIDENCE = 1 / 3
 # The 16-bit files reach no farther.
 MOST_PX = 255.0
-FILTERS = ('left_right', 'edge', 'photometric', 'confidence', 'disagreement')
+FILTERS = ('left_right', 'edge', 'photometric', 'ambiguous', 'confidence', 'disagreement')
 LEAST_COVERAGE = 0.1
 PICTURES = 3
 
@@ -139,11 +143,13 @@ def trusted(
     disparity = answers[0].disparity
     answered = np.isfinite(disparity) & (disparity < MOST_PX)
     limit = np.maximum(LIMIT_PX, LIMIT_SHARE * np.nan_to_num(disparity))
+    here = _differences(left, right, disparity)
     refused = {
         # exp(-difference / tolerance) is 1/e where the difference is what is allowed.
         'left_right': consistency(disparity, disparity_right, 1.0) < np.exp(-limit),
         'edge': disparity_edges(disparity, EDGE_STEP_PX, EDGE_RADIUS_PX),
-        'photometric': _looks_different(left, right, disparity),
+        'photometric': here > PHOTOMETRIC_LEVELS,
+        'ambiguous': _fits_at_infinity(left, right, disparity, here),
         'confidence': answers[0].confidence < CONFIDENCE,
         'disagreement': np.zeros_like(answered),
     }
@@ -158,8 +164,8 @@ def trusted(
     return Label(kept, shares)
 
 
-def _looks_different(left: np.ndarray, right: np.ndarray, disparity: np.ndarray) -> np.ndarray:
-    """(H, W) where the right picture, brought over, differs from the left one all around."""
+def _differences(left: np.ndarray, right: np.ndarray, disparity: np.ndarray) -> np.ndarray:
+    """(H, W) grey levels between the left picture and the right one brought over."""
     height, width = disparity.shape
     columns, rows = np.meshgrid(
         np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
@@ -174,7 +180,18 @@ def _looks_different(left: np.ndarray, right: np.ndarray, disparity: np.ndarray)
     )
     difference = ours - warped
     # Two eyes seldom have the same exposure.
-    return np.abs(difference - np.median(difference)) > PHOTOMETRIC_LEVELS
+    return np.abs(difference - np.median(difference))
+
+
+def _fits_at_infinity(
+    left: np.ndarray, right: np.ndarray, disparity: np.ndarray, here: np.ndarray
+) -> np.ndarray:
+    """(H, W) where no disparity at all explains the pictures as well as this one does."""
+    window = (AMBIGUOUS_WINDOW_PX, AMBIGUOUS_WINDOW_PX)
+    far = cv2.blur(_differences(left, right, np.zeros_like(disparity)), window)
+    near = cv2.blur(here, window)
+    with np.errstate(invalid='ignore'):
+        return (far < near + AMBIGUOUS_LEVELS) & (disparity > AMBIGUOUS_FROM_PX)
 
 
 def _pictures(run: RunFolder, teacher: TeacherCache, coverage: dict[str, float]) -> list[str]:

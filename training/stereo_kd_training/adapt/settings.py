@@ -75,7 +75,7 @@ class AdaptSettings(BaseModel):
     batch_size: int = Field(4, ge=1)
     crop_height: int = Field(192, ge=32)
     crop_width: int = Field(384, ge=32)
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     bag_share: float = Field(0.5, gt=0, le=1)
     procedural_pairs: int = Field(120, ge=4)
     procedural_validation: int = Field(24, ge=1)
