@@ -9,9 +9,9 @@
 
 The deviation is that of a distribution at twice the temperature, cut off at `REACH_PX`: trained
 logits are too sure of themselves, and how far away a rival lies matters up to a point. Only
-slope and offset are fitted, on generated pairs. Weights fitted there as well, and richer heads
-on the network's features, sort generated pairs better and real ones worse, for they lean on the
-network's own opinion, which is the surer the more a scene resembles the training. All are
+slope and offset are fitted, on generated pairs; weights fitted there as well, and richer heads on
+the network's features, explain those better and sort the errors of real pairs worse, for they
+lean on the network's own opinion, which is the surer the more a scene is like the training. All are
 elementwise sums behind the logits, in float32, with no convolution (see `networks.deployed`), and
 none passes a gradient on.
 """
