@@ -8,6 +8,8 @@ buffers in the memory of a GPU, one set per image size: one copy in, one out, no
 once a size is known, and addresses that never change, which is what a CUDA graph needs.
 
     left, right: (H, W, 3) uint8        ->        disparity, confidence: (H, W) float32
+
+`run_batch` takes and gives N of each as one array, (N, H, W, 3) and (N, H, W).
 """
 
 from __future__ import annotations
@@ -49,11 +51,18 @@ class HostBinding:
 
     def run(self, left: Image, right: Image) -> tuple[Map, Map]:
         """Disparity and confidence, written by the graph into arrays of their own."""
-        height, width = left.shape[:2]
-        session = self._fitted.get((height, width), self.session)
+        session = self._fitted.get(left.shape[:2], self.session)
+        disparity, confidence = self._run(session, left[np.newaxis], right[np.newaxis])
+        return disparity[0], confidence[0]
+
+    def run_batch(self, left: Image, right: Image) -> tuple[Map, Map]:
+        """The same for N pairs at once."""
+        return self._run(self.session, left, right)
+
+    def _run(self, session: Any, left: Image, right: Image) -> tuple[Map, Map]:
         # The binding holds addresses only; these lists keep the memory until the run is over.
-        images = [np.ascontiguousarray(image)[np.newaxis] for image in (left, right)]
-        outputs = [np.empty((1, height, width), dtype=np.float32) for _ in OUTPUTS]
+        images = [np.ascontiguousarray(image) for image in (left, right)]
+        outputs = [np.empty(left.shape[:3], dtype=np.float32) for _ in OUTPUTS]
         binding = session.io_binding()
         for name, image in zip(INPUTS, images):
             binding.bind_cpu_input(name, image)
@@ -61,7 +70,7 @@ class HostBinding:
             binding.bind_output(name, 'cpu', 0, np.float32, array.shape, array.ctypes.data)
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return outputs[0][0], outputs[1][0]
+        return outputs[0], outputs[1]
 
 
 @dataclass(frozen=True)
@@ -91,46 +100,51 @@ class DeviceBinding:
         self.session = session
         self._device, self._device_id, self._cuda_graph = device, device_id, cuda_graph
         self._lock = threading.Lock()
-        self._buffers: OrderedDict[tuple[int, int], _Buffers] = OrderedDict()
+        self._buffers: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
 
     def run(self, left: Image, right: Image) -> tuple[Map, Map]:
         """Disparity and confidence, copied out of the device once."""
+        disparity, confidence = self.run_batch(left[np.newaxis], right[np.newaxis])
+        return disparity[0], confidence[0]
+
+    def run_batch(self, left: Image, right: Image) -> tuple[Map, Map]:
+        """The same for N pairs at once; each N has buffers of its own."""
         with self._lock:
-            buffers = self._of_size(left.shape[0], left.shape[1])
+            buffers = self._of_size(left.shape[:3])
             for value, image in zip(buffers.images, (left, right)):
-                value.update_inplace(np.ascontiguousarray(image)[np.newaxis])
+                value.update_inplace(np.ascontiguousarray(image))
             self.session.run_with_iobinding(buffers.binding, buffers.options)
             buffers.binding.synchronize_outputs()
             # From a GPU this copies; in the computer's memory it is a view of what comes next.
             maps = [value.numpy() for value in buffers.maps]
             if self._device == 'cpu':
                 maps = [array.copy() for array in maps]
-        return maps[0][0], maps[1][0]
+        return maps[0], maps[1]
 
-    def _of_size(self, height: int, width: int) -> _Buffers:
-        known = self._buffers.get((height, width))
+    def _of_size(self, size: tuple[int, ...]) -> _Buffers:
+        known = self._buffers.get(size)
         if known is not None:
-            self._buffers.move_to_end((height, width))
+            self._buffers.move_to_end(size)
             return known
         full = len(self._buffers) >= SIZES_KEPT
         if self._cuda_graph and full:
             # A recorded graph writes to its buffers' addresses: they may not be given away.
-            return self._allocate(height, width, graph=-1)
+            return self._allocate(size, graph=-1)
         if full:
             self._buffers.popitem(last=False)
-        made = self._allocate(height, width, graph=len(self._buffers) + 1)
-        self._buffers[height, width] = made
+        made = self._allocate(size, graph=len(self._buffers) + 1)
+        self._buffers[size] = made
         return made
 
-    def _allocate(self, height: int, width: int, graph: int) -> _Buffers:
+    def _allocate(self, size: tuple[int, ...], graph: int) -> _Buffers:
         def on_device(shape: tuple[int, ...], kind: type) -> Any:
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 shape, kind, self._device, self._device_id
             )
 
         binding = self.session.io_binding()
-        images = tuple(on_device((1, height, width, 3), np.uint8) for _ in INPUTS)
-        maps = tuple(on_device((1, height, width), np.float32) for _ in OUTPUTS)
+        images = tuple(on_device((*size, 3), np.uint8) for _ in INPUTS)
+        maps = tuple(on_device(size, np.float32) for _ in OUTPUTS)
         for name, value in zip(INPUTS, images):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(OUTPUTS, maps):

@@ -403,6 +403,55 @@ class StereoEngine:
             _sound_disparity(disparity), _sound_confidence(confidence), inference_ms
         )
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether several pairs fit through the model at once; TensorRT's engines take one."""
+        session = self._session
+        return (
+            session is not None
+            and self.provider != 'tensorrt'
+            and not any(isinstance(node.shape[0], int) for node in session.get_inputs())
+        )
+
+    def infer_batch(
+        self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    ) -> list[StereoResult]:
+        """Compute several pairs of one size in one run.
+
+        Args:
+            pairs: left and right images as `infer` takes them, one or more.
+
+        Returns:
+            One result per pair; each says how long all of them took.
+
+        Raises:
+            EngineError: as `infer` does, or the sizes differ, or the model takes no batches.
+        """
+        if self._closed:
+            raise EngineError('the engine is closed')
+        for left, right in pairs:
+            self._check_images(left, right)
+        sizes = {left.shape for left, _ in pairs}
+        if len(sizes) != 1:
+            raise EngineError(f'a batch has pairs of one size, these are of {len(sizes)}')
+        if not self.takes_batches:
+            raise EngineError(f'{self.path} on {self.provider} takes one pair at a time')
+        binding = self._serving.binding
+        started_ns = time.perf_counter_ns()
+        left, right = (np.stack(eyes) for eyes in zip(*pairs))
+        try:
+            disparity, confidence = binding.run_batch(left, right)
+        except Exception as error:
+            height, width = left.shape[1:3]
+            raise EngineError(
+                f'the model failed on {len(pairs)} pairs of {width}x{height}: {_one_line(error)}'
+            ) from error
+        inference_ms = (time.perf_counter_ns() - started_ns) * 1e-6
+        return [
+            StereoResult(_sound_disparity(one), _sound_confidence(other), inference_ms)
+            for one, other in zip(disparity, confidence)
+        ]
+
     def warm_up(self, height: int, width: int, runs: int = 2) -> float:
         """Run a generated pair of the given size, so that the first real one is not slow.
 

@@ -46,6 +46,16 @@ def test_sizes_come_and_go(binding):
             np.testing.assert_allclose(confidence, disparity / 255, atol=1e-5)
 
 
+def test_a_batch_is_its_pairs(binding):
+    pairs = [random_pair(9, 11, seed) for seed in range(3)]
+    left, right = (np.stack(eyes) for eyes in zip(*pairs))
+    disparity, confidence = binding.run_batch(left, right)
+    assert disparity.shape == confidence.shape == (3, 9, 11)
+    for number, pair in enumerate(pairs):
+        np.testing.assert_allclose(disparity[number], expected(*pair), atol=1e-3)
+        np.testing.assert_allclose(binding.run(*pair)[0], disparity[number])
+
+
 def test_a_result_stays_what_it_was(binding):
     first = binding.run(*random_pair(16, 16, seed=1))
     before = [array.copy() for array in first]
@@ -90,9 +100,11 @@ def test_every_recorded_graph_has_a_number_and_keeps_its_buffers(session):
     numbers = []
     for height in range(10, 12 + SIZES_KEPT):
         binding.run(*random_pair(height, 8))
-        numbers.append(binding._of_size(height, 8).options.get_run_config_entry('gpu_graph_id'))
+        numbers.append(
+            binding._of_size((1, height, 8)).options.get_run_config_entry('gpu_graph_id')
+        )
     assert numbers == ['1', '2', '3', '4', '-1', '-1']
-    assert [size[0] for size in binding._buffers] == [10, 11, 12, 13]
+    assert [size[1] for size in binding._buffers] == [10, 11, 12, 13]
 
 
 class Told:
