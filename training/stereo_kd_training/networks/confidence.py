@@ -11,9 +11,9 @@ The deviation is that of a distribution at twice the temperature, cut off at `RE
 logits are too sure of themselves, and how far away a rival lies matters up to a point. Only
 slope and offset are fitted, on generated pairs; weights fitted there as well, and richer heads on
 the network's features, explain those better and sort the errors of real pairs worse, for they
-lean on the network's own opinion, which is the surer the more a scene is like the training. All are
-elementwise sums behind the logits, in float32, with no convolution (see `networks.deployed`), and
-none passes a gradient on.
+lean on the network's own opinion, which is the surer the more a scene is like the training.
+All are elementwise sums behind the logits, in float32, with no convolution (see
+`networks.deployed`), and none passes a gradient on.
 """
 
 from __future__ import annotations
