@@ -294,18 +294,17 @@ class Rig:
         assert kind is not None or not errors, '\n'.join(['a callback raised:', *errors])
 
     def _close(self) -> None:
-        for spinner in self._spinners:
-            spinner.close()
-        for node in self._nodes:
-            node.destroy_node()
-        for context in self._contexts:
-            context.try_shutdown()
-        # A node freed later would take /rosout from the next node of its name.
+        while self._spinners:
+            self._spinners.pop().close()
+        # A node freed later would take /rosout from the next node of its name. So no name may be
+        # left to any, and what rclpy has below them goes before their contexts.
         for name in ('node', 'peer', 'camera', 'diagnostics'):
             self.__dict__.pop(name, None)
-        self._nodes.clear()
-        self._spinners.clear()
+        while self._nodes:
+            self._nodes.pop(0).destroy_node()
         gc.collect()
+        while self._contexts:
+            self._contexts.pop(0).try_shutdown()
 
     def listen(self, topic: str, message_type: type, qos: QoSProfile = RELIABLE) -> Listener:
         """Subscribes to an output of the node."""
