@@ -69,6 +69,17 @@ def test_scenes_to_training_to_a_file_the_runtime_runs(tmp_path):
     answer = StereoEngine(model, provider='cpu', threads=1).infer(pair.left, pair.right)
     assert answer.disparity.shape == (90, 150)
 
+    # What it began with has seen counts too, and no path of this machine is told.
+    second = tmp_path / 'second'
+    config.write_text(CONFIG + f'initial_weights: {model}\n')
+    result = run('train', second, '--pool', pool, '-c', config, '--holdout', 2, '--threads', 1)
+    assert result.exit_code == 0, result.output
+    result = run('export', second, '-o', tmp_path / 'later.onnx', '--after', model)
+    assert result.exit_code == 0, result.output
+    later = read_manifest(tmp_path / 'later.onnx')
+    assert later.training_data == manifest.training_data
+    assert later.extra['training']['initial_weights'] == 'tiny.onnx'
+
 
 def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):
     config = tmp_path / 'wrong.yaml'

@@ -31,7 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stereo_kd_ros.model import Manifest, ModelError, check_contract, write_manifest
+from stereo_kd_ros.model import (
+    Manifest,
+    ModelError,
+    check_contract,
+    read_manifest,
+    write_manifest,
+)
 from stereo_kd_training.datasets.procedural import PoolManifest
 from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.networks.contract import ContractModel
@@ -129,6 +135,19 @@ def training_sources(pools: Iterable[PoolManifest]) -> list[dict[str, Any]]:
         )
         sources.extend(dict(texture) for texture in pool.textures if texture not in sources)
     return sources
+
+
+def earlier_sources(path: Path, known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Training data of the model file `path` that `known` does not list yet.
+
+    Raises:
+        ExportError: the file says nothing of itself.
+        ModelError: the file is missing or no ONNX model.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise ExportError(f'{path} carries no manifest, so what it has seen is not known')
+    return [entry for entry in manifest.training_data if entry not in known]
 
 
 def check_parity(

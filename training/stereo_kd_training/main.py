@@ -158,6 +158,11 @@ def export(
     pool: Annotated[
         list[Path] | None, typer.Option(help='Pools it was trained on, for the manifest.')
     ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(help='ONNX file whose weights it began with: what that has seen counts too.'),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
         Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
     ] = None,
@@ -174,6 +179,7 @@ def export(
     from stereo_kd_training.evaluation_report import manifest_metrics
     from stereo_kd_training.export import (
         build_manifest,
+        earlier_sources,
         export_network,
         training_sources,
     )
@@ -182,6 +188,12 @@ def export(
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
     training_data = training_sources([PairPool(folder).manifest for folder in pool or []])
+    if after is not None:
+        training_data += earlier_sources(after, training_data)
+    training = dict(state.get('training') or {})
+    if training.get('initial_weights'):
+        # Which file, not where it lay on this machine.
+        training['initial_weights'] = Path(training['initial_weights']).name
     figures = {}
     if metrics:
         report = json.loads(metrics.read_text())
@@ -192,9 +204,10 @@ def export(
         version=version,
         licence=licence,
         training_data=training_data,
+        teacher=teacher,
         metrics=figures,
         macs_640x480=complexity(network).macs,
-        extra={'steps': state.get('step'), 'training': state.get('training')},
+        extra={'steps': state.get('step'), 'training': training},
     )
     size = None
     if fixed_size:
