@@ -58,6 +58,7 @@ class Subject:
         provider: what really runs it.
         run: takes two (H, W, 3) uint8 RGB images.
         disparity: takes the same, gives (H, W) px, dense; None when it has no error to measure.
+        prepare: told (height, width) [px] before a size is timed, as a node does at its start.
         macs_640x480: multiply-accumulates of a model at 640x480; None for a peer.
         weight_bytes: read once per frame.
         memory_mb: resident memory that opening and one run added.
@@ -70,6 +71,7 @@ class Subject:
     weight_bytes: int = 0
     memory_mb: float | None = None
     disparity: Run | None = None
+    prepare: Callable[[int, int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def open_model(model: str, provider: str, threads: int) -> Subject:
         weight_bytes=Path(engine.path).stat().st_size,
         memory_mb=round(_resident_mb() - before, 1),
         disparity=lambda left, right: engine.infer(left, right).disparity,
+        prepare=lambda height, width: engine.warm_up(height, width, runs=1),
     )
 
 
@@ -242,6 +245,8 @@ def time_in_turn(
     """Milliseconds of `runs` runs of each subject, taken in turn after two uncounted ones."""
     times: list[list[float]] = [[] for _ in subjects]
     for subject in subjects:
+        if subject.prepare is not None:
+            subject.prepare(*left.shape[:2])
         for _ in range(2):
             subject.run(left, right)
     for _ in range(runs):

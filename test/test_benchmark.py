@@ -74,6 +74,16 @@ def test_subjects_run_in_turn_and_the_warm_up_is_not_counted():
     assert [len(taken) for taken in times] == [3, 3]
 
 
+def test_a_subject_is_told_the_size_before_it_is_timed():
+    told: list = []
+    subject = Subject(
+        'net', 'test', lambda *_: told.append('run'), prepare=lambda *size: told.append(size)
+    )
+    image = np.zeros((4, 6, 3), np.uint8)
+    time_in_turn([subject], image, image, runs=1)
+    assert told == [(4, 6), 'run', 'run', 'run']
+
+
 def test_the_floor_is_the_larger_of_arithmetic_and_traffic():
     def nothing(*_):
         return None
