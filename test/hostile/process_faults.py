@@ -8,6 +8,7 @@ counter (off /diagnostics), the right words (off /rosout) and the right depth ag
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -161,7 +162,10 @@ class ProcessRig:
         self.node.end()
         self._spinner.close()
         self.peer.destroy_node()
-        rclpy.shutdown(context=self._context)
+        # As in `Rig`: nothing may be left to a later garbage collection.
+        del self._spinner, self.peer, self.camera, self.diagnostics
+        gc.collect()
+        self._context.try_shutdown()
 
 
 class ProcessPatient(Patient):
