@@ -143,6 +143,20 @@ def test_confidence_is_judged_between_the_oracle_and_nothing(tmp_path: Path) -> 
     assert ause(error) > 1.5
 
 
+def test_gap_tells_by_how_much_a_confidence_is_too_sure(tmp_path: Path) -> None:
+    truth = np.full((HEIGHT, WIDTH), 40.0, np.float32)
+    scene(tmp_path / 'near/one', truth)
+    # A twentieth of 40 px is 2 px: three quarters of the picture are right.
+    answer = truth + np.float32(1.9)
+    answer[: HEIGHT // 4] = truth[: HEIGHT // 4] + np.float32(2.1)
+    sure = np.full(truth.shape, 0.9, np.float32)
+    predict = lambda left, right: (answer, sure)  # noqa: E731
+    summary = evaluate_predictor(predict, tmp_path)['summary']
+    assert summary['mean_confidence_gap'] == pytest.approx(0.15, abs=1e-5)
+    silent = evaluate_predictor(lambda left, right: answer, tmp_path)['summary']
+    assert math.isnan(silent['mean_confidence_gap'])
+
+
 def test_ratios(root: Path) -> None:
     methods = [Method('wrong', constant(6.0)), Method('peer', constant(5.0))]
     report = evaluate_methods(methods, root)

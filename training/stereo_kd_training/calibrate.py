@@ -95,5 +95,6 @@ def calibrate_command(
 
 def _without_confidence(metrics: Mapping[str, Any]) -> dict[str, Any]:
     summary = dict(metrics.get('summary', {}))
-    summary.pop('mean_confidence_ause', None)
+    for key in ('mean_confidence_ause', 'mean_confidence_gap'):
+        summary.pop(key, None)
     return {**metrics, 'summary': summary} if summary else dict(metrics)

@@ -239,6 +239,7 @@ def _figures(
     figures = {**asdict(measured), 'edge_epe_px': edges}
     if confidence is not None:
         figures['confidence_ause'] = _relative_ause(disparity, confidence, truth)
+        figures['confidence_gap'] = _confidence_gap(disparity, confidence, truth)
     return figures
 
 
@@ -255,6 +256,19 @@ def _relative_ause(disparity: np.ndarray, confidence: np.ndarray, truth: np.ndar
     return _ratio(curves.ause, curves.random - curves.oracle)
 
 
+def _confidence_gap(disparity: np.ndarray, confidence: np.ndarray, truth: np.ndarray) -> float:
+    """Mean confidence less the share of pixels right within max(1 px, 5 %).
+
+    0 is honest, above 0 too sure; NaN where nothing counts.
+    """
+    counted = counted_pixels(truth, MAX_DISPARITY_PX)
+    if not counted.any():
+        return math.nan
+    error = np.abs(np.nan_to_num(disparity[counted]) - truth[counted])
+    right = error < np.maximum(1.0, 0.05 * truth[counted])
+    return float(np.mean(confidence[counted])) - float(right.mean())
+
+
 def _set_figures(images: dict[str, dict[str, Any]]) -> dict[str, Any]:
     keys = [item.name for item in fields(DisparityMetrics)]
     measured = [DisparityMetrics(**{key: image[key] for key in keys}) for image in images.values()]
@@ -264,7 +278,7 @@ def _set_figures(images: dict[str, dict[str, Any]]) -> dict[str, Any]:
         'pooled': asdict(DisparityMetrics.pooled(measured)),
         'images': images,
     }
-    for key in ('edge_epe_px', 'confidence_ause'):
+    for key in ('edge_epe_px', 'confidence_ause', 'confidence_gap'):
         figures[key] = _mean(image.get(key, math.nan) for image in images.values())
     return figures
 
@@ -278,6 +292,7 @@ def summarize(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         'geometric_mean_edge_epe_px': _geometric_mean(f['edge_epe_px'] for f in sets.values()),
         **{f'mean_{key}': _mean(f[key] for f in sets.values()) for key in ('bad1', 'bad3', 'd1')},
         'mean_confidence_ause': _mean(f['confidence_ause'] for f in sets.values()),
+        'mean_confidence_gap': _mean(f['confidence_gap'] for f in sets.values()),
     }
 
 
@@ -563,6 +578,7 @@ def run_evaluation(
             'over_sets': 'geometric mean of EPE, arithmetic mean of percentages',
             'confidence_ause': 'area between the curves of remaining error of the confidence and '
             'of the oracle, in units of a confidence that says nothing',
+            'confidence_gap': 'mean confidence less the share within max(1 px, 5 %); 0 is honest',
             'edges': 'within 5 px of a step above 2 px between neighbours with truth; a truth '
             'as sparse as LiDAR has none',
             'latency': f'{LATENCY_SIZE[0]}x{LATENCY_SIZE[1]}, in turn, CPU, milliseconds',

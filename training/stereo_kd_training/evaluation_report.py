@@ -53,6 +53,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     sure = any(not math.isnan(of['summary']['mean_confidence_ause']) for of in methods.values())
     if sure:
         summary.add_column('AUSE', justify='right')
+        summary.add_column('too sure', justify='right')
     timed = any('latency_ms' in of for of in methods.values())
     if timed:
         summary.add_column('ms min/median', justify='right')
@@ -71,7 +72,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             f'{ratio["worst_set"]} {_text(ratio["worst_set_epe_px"], 2)}',
         ]
         if sure:
-            cells.append(_text(total['mean_confidence_ause'], 2))
+            cells.append(_text(total['mean_confidence_ause'], 3))
+            cells.append(_text(total['mean_confidence_gap'], 3))
         if timed:
             timing = of['latency_ms']
             cells += [
