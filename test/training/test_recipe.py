@@ -513,7 +513,9 @@ def test_two_processes_over_gloo_give_the_loss_curve_of_one(pairs, tmp_path):
 
     one, two = curve('one', 'train/loss'), curve('two', 'train/loss')
     assert len(one) == 3
-    assert two[0] == pytest.approx(one[0], rel=1e-6)
-    # Sums in another order, which a window round the best hypothesis and Adam magnify; that
-    # nothing else differs is shown in float64 by test_parallel.
+    # Sums in another order; a pixel whose error lies at the threshold of the confidence's target
+    # may turn over. Batch norm over half of the batch would differ by percents.
+    assert two[0] == pytest.approx(one[0], rel=1e-3)
+    # A window round the best hypothesis and Adam magnify that; that nothing else differs is
+    # shown in float64 by test_parallel.
     assert two == pytest.approx(one, rel=0.03)
