@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch', reason='training needs torch')
 pytest.importorskip('onnx', reason='export needs onnx')
 
 from tiny_kestrel import TINY  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.model import read_manifest  # noqa: E402
@@ -25,6 +26,7 @@ from stereo_kd_training.export import (  # noqa: E402
     export_network,
     training_sources,
 )
+from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import StereoNetwork, StereoOutput, create  # noqa: E402
 from stereo_kd_training.train import predict  # noqa: E402
 
@@ -147,3 +149,21 @@ def test_one_pixel_beyond_the_tolerance_is_enough_to_refuse(network, tmp_path, m
     with pytest.raises(ExportError, match=r'allowed 0\.05 px'):
         export_network(network, tmp_path / 'off.onnx', sizes=SIZES[:1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shipped_file_is_written_anew_with_its_answers_and_manifest(exported, network, tmp_path):
+    path, _ = exported
+    marked = tmp_path / 'marked.onnx'
+    manifest = replace(build_manifest(network, 'marked'), licence='CC0-1.0', version='3.2.1')
+    export_network(network, marked, manifest, sizes=SIZES[:1])
+    again = tmp_path / 'again.onnx'
+    result = CliRunner().invoke(app, ['export', str(marked), '-o', str(again)])
+    assert result.exit_code == 0, result.output
+    written = read_manifest(again)
+    assert (written.name, written.version, written.licence) == ('marked', '3.2.1', 'CC0-1.0')
+    left, right = (image[0] for image in example_pair(75, 110, seed=4))
+    first, second = (
+        StereoEngine(file, provider='cpu', threads=1).infer(left, right).disparity
+        for file in (path, again)
+    )
+    assert np.median(np.abs(first - second)) < 1e-3

@@ -150,6 +150,34 @@ def earlier_sources(path: Path, known: Sequence[dict[str, Any]]) -> list[dict[st
     return [entry for entry in manifest.training_data if entry not in known]
 
 
+def export_again(
+    source: Path | str, path: Path | str, fixed_size: tuple[int, int] | None = None
+) -> list[Parity]:
+    """Write a shipped file anew, in the forms that are exported today.
+
+    Weights, answers and all that the manifest says but the exporter stay.
+
+    Args:
+        source: a file of `export_network`.
+        path: the .onnx file to write; may be the same.
+        fixed_size: as of `export_network`.
+
+    Raises:
+        ShippedModelError: no network can be rebuilt from the source.
+        ExportError: as of `export_network`.
+    """
+    from stereo_kd_ros.model import read_manifest
+    from stereo_kd_training.networks.shipped import load_shipped
+
+    network = load_shipped(source)
+    manifest = read_manifest(source)
+    now = build_manifest(network, manifest.name)
+    manifest = replace(
+        manifest, weights_sha256=now.weights_sha256, exporter=now.exporter, opset=now.opset
+    )
+    return export_network(network, path, manifest, fixed_size=fixed_size)
+
+
 def check_parity(
     path: Path | str,
     network: StereoNetwork,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -150,7 +150,9 @@ def train(
 @app.command()
 @readable_errors
 def export(
-    run: Annotated[Path, typer.Argument(help='Run folder or checkpoint.')],
+    run: Annotated[
+        Path, typer.Argument(help='Run folder, checkpoint, or a shipped .onnx to write anew.')
+    ],
     out: Annotated[Path, typer.Option('--out', '-o', help='The .onnx file to write.')],
     name: Annotated[str | None, typer.Option(help='Model name; the file stem without.')] = None,
     version: Annotated[str, typer.Option(help='Model version.')] = '0.1.0',
@@ -180,11 +182,19 @@ def export(
     from stereo_kd_training.export import (
         build_manifest,
         earlier_sources,
+        export_again,
         export_network,
         training_sources,
     )
     from stereo_kd_training.train import load_network, read_checkpoint
 
+    size = None
+    if fixed_size:
+        width, height = (int(part) for part in fixed_size.lower().split('x'))
+        size = (height, width)
+    if run.suffix == '.onnx':
+        _print_parities(export_again(run, out, size), out)
+        return
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
     training_data = training_sources([PairPool(folder).manifest for folder in pool or []])
@@ -209,11 +219,10 @@ def export(
         macs_640x480=complexity(network).macs,
         extra={'steps': state.get('step'), 'training': training},
     )
-    size = None
-    if fixed_size:
-        width, height = (int(part) for part in fixed_size.lower().split('x'))
-        size = (height, width)
-    parities = export_network(network, out, manifest, fixed_size=size)
+    _print_parities(export_network(network, out, manifest, fixed_size=size), out)
+
+
+def _print_parities(parities: Iterable[Any], out: Path) -> None:
     for parity in parities:
         console.print(
             f'{parity.width}x{parity.height}: largest difference '
