@@ -13,6 +13,7 @@ from tiny_models import write_block_matcher
 
 from stereo_kd_ros.bag import StereoBagWriter
 from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.disparity_io import write_pfm
 from stereo_kd_ros.procedural import render_pair
 from stereo_kd_training.adapt.settings import AdaptSettings
 from stereo_kd_training.networks import create
@@ -23,12 +24,19 @@ CAMERA = StereoCamera.from_intrinsics(fx=130.0, baseline_m=0.2, width=192, heigh
 PAIRS = 14
 
 
-def write_drive(path: Path, pairs: int = PAIRS, camera: StereoCamera = CAMERA) -> Path:
-    """A bag of a camera that sees another scene in every pair, ten a second."""
+def write_drive(
+    path: Path, pairs: int = PAIRS, camera: StereoCamera = CAMERA, truth: Path | None = None
+) -> Path:
+    """A bag of a camera that sees another scene in every pair, ten a second; its truth beside."""
+    if truth is not None:
+        truth.mkdir()
     with StereoBagWriter(path) as bag:
         for index in range(pairs):
             scene = render_pair((5, index), camera.height, camera.width, 40.0, difficulty=0.1)
-            bag.write_pair(10**9 + index * 100_000_000, scene.left, scene.right, camera)
+            stamp_ns = 10**9 + index * 100_000_000
+            bag.write_pair(stamp_ns, scene.left, scene.right, camera)
+            if truth is not None:
+                write_pfm(truth / f'{stamp_ns}.pfm', scene.disparity)
     return path
 
 
@@ -40,8 +48,8 @@ def write_student(path: Path) -> Path:
 
 
 def write_assets(root: Path) -> Path:
-    """Bag, teacher and student in one folder."""
-    write_drive(root / 'drive')
+    """Bag, its truth, teacher and student in one folder."""
+    write_drive(root / 'drive', truth=root / 'truth')
     write_block_matcher(root / 'blocks.onnx', 48)
     write_student(root / 'tiny.pt')
     return root

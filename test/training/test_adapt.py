@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def run_killing_at(asked, folder: Path, moments: list[tuple[str, int]]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_path: Path) -> None:
-    asked = settings(assets, tmp_path, prune_steps=1)
+    asked = settings(assets, tmp_path, prune_steps=1, truth=str(assets / 'truth'))
     # A ratio that is known already takes the place of one that depends on the clock.
     for name in ('whole', 'killed'):
         ratio = tmp_path / name / 'prune' / 'ratio.json'
@@ -106,6 +107,9 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
     assert reports[0]['stages']['gate']['parameters'] < sum(
         p.numel() for p in load_network(whole.folder / 'distil/start.pt').parameters()
     )
+    label = reports[0]['stages']['label']
+    assert label['pairs_with_truth'] == label['pairs']
+    assert 'truth' in [check['name'] for check in reports[0]['stages']['gate']['checks']]
     # A student that has learnt four steps is no stereo matcher, and the gate says so.
     assert not reports[0]['passed'] and 'shift' in reports[0]['fell_short']
     assert not (tmp_path / 'robot').exists()
@@ -117,9 +121,11 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
 @pytest.mark.timeout(1800)
 def test_a_shipped_student_is_adapted_and_delivered(assets: Path, tmp_path: Path) -> None:
     """Two steps change next to nothing, so a margin below zero lets every check pass."""
+    drive = Path(shutil.copytree(assets / 'drive', tmp_path / 'drive'))
     asked = settings(
         assets,
         tmp_path,
+        bags=[str(drive)],
         student='kestrel_small',
         steps=2,
         margin=-0.5,
@@ -157,6 +163,9 @@ def test_a_shipped_student_is_adapted_and_delivered(assets: Path, tmp_path: Path
     assert adapt(asked, tmp_path / 'work')
     with pytest.raises(AdaptError, match='another steps 2, now 3'):
         adapt(asked.model_copy(update={'steps': 3, 'out': str(tmp_path / 'b')}), tmp_path / 'work')
+    with pytest.raises(AdaptError, match='drive changed since the adaptation'):
+        (drive / 'more').write_text('recorded on')
+        adapt(asked, tmp_path / 'work')
     with pytest.raises(AdaptError, match='exists already and is not overwritten'):
         adapt(asked.model_copy(update={'steps': 3}), tmp_path / 'other')
 
