@@ -143,7 +143,13 @@ def _spin(node: Node, stop: threading.Event) -> threading.Thread:
 def _wait_for_match(node: StereoNode, player: BagPlayer, topics: StereoTopics) -> None:
     unheard = player.wait_for_subscribers(topics.names, _MATCH_TIMEOUT_S)
     deadline = time.monotonic() + _MATCH_TIMEOUT_S
-    while not unheard and not node.outputs.wanted(lazy=True) >= {'disparity', 'depth'}:
+
+    def met() -> bool:
+        # A publisher knows of a subscriber before that knows it, and best effort waits for nobody.
+        wanted = node.outputs.wanted(lazy=True) >= {'disparity', 'depth'}
+        return wanted and all(node.inputs.publisher_counts().values())
+
+    while not unheard and not met():
         if time.monotonic() > deadline:
             unheard = ['its outputs']
         time.sleep(0.05)
