@@ -25,12 +25,15 @@ from stereo_kd_training.main import app
 from stereo_kd_training.zoo import (
     RIGS,
     ZooError,
+    as_json,
     as_markdown,
     collect,
     graph_sha256,
     read_zoo,
     useful_depth_m,
 )
+
+MODELS = Path(__file__).resolve().parents[2] / 'models'
 
 
 def write_models(folder: Path) -> Path:
@@ -179,3 +182,21 @@ def test_an_empty_folder_and_damaged_json_are_named(tmp_path: Path, folder: Path
     write_block_matcher(folder / 'silent.onnx', with_manifest=False)
     with pytest.raises(ZooError, match='no manifest'):
         collect(folder)
+
+
+def test_the_shipped_readme_is_made_from_the_shipped_json() -> None:
+    shipped = read_zoo(MODELS / 'zoo.json')
+    assert (MODELS / 'zoo.json').read_text() == as_json(shipped)
+    assert (MODELS / 'README.md').read_text() == as_markdown(shipped)
+
+
+def test_the_shipped_json_is_of_the_shipped_files() -> None:
+    shipped = {model['file']: model for model in read_zoo(MODELS / 'zoo.json')['models']}
+    files = {path.name: graph_sha256(path) for path in MODELS.glob('*.onnx')}
+    assert {name: model['graph_sha256'] for name, model in shipped.items()} == files, (
+        'run `stereo-kd-train evaluate --model ... --json REPORT` and '
+        '`stereo-kd-train zoo models --report REPORT`'
+    )
+    for model in shipped.values():
+        assert model['accuracy'] is not None
+        assert model['bytes'] < 5_000_000

@@ -230,10 +230,11 @@ def as_markdown(zoo: Mapping[str, Any]) -> str:
         '',
         '## Latency',
         '',
-        '640x480, milliseconds, minimum / median; the machines are in `zoo.json`.',
+        '640x480, milliseconds, minimum / median, and how many processes wanted the processor',
+        'meanwhile; the machines are in `zoo.json`.',
         '',
         *_table(
-            ('model', 'provider', 'precision', 'threads', 'ms'),
+            ('model', 'provider', 'precision', 'threads', 'load', 'ms'),
             [row for model in zoo['models'] for row in _latency_rows(model['name'], model)]
             + [
                 row
@@ -325,6 +326,7 @@ def _latency_rows(name: str, of: Mapping[str, Any]) -> list[list[str]]:
             entry['provider'],
             entry['precision'] or '-',
             str(entry['threads'] or '-'),
+            _number(entry['machine'].get('load_1min'), 1),
             f'{entry["min_ms"]:.1f} / {entry["median_ms"]:.1f}',
         ]
         for entry in of['latency']
