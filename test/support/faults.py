@@ -225,9 +225,9 @@ def eye_dies(patient: Patient) -> None:
 
 
 def eyes_drift_apart(patient: Patient) -> None:
-    """The right stamps run slowly away until the node names it."""
+    """The right stamps run slowly away until the node names and counts it."""
     left, right = textured_pair(DISPARITY_PX)
-    drift_ns = 0
+    drift_ns, before = 0, patient.count('dropped_unmatched_left')
 
     def named() -> bool:
         nonlocal drift_ns
@@ -238,7 +238,9 @@ def eyes_drift_apart(patient: Patient) -> None:
             left, right, patient.stamp_ns, camera_infos(), patient.stamp_ns + drift_ns
         )
         time.sleep(0.03)
-        return patient.said('stamps_apart')
+        # Said after half a second, and counted when the queue is full, whichever comes first.
+        counted = patient.count('dropped_unmatched_left') > before
+        return counted and patient.said('stamps_apart')
 
     wait_until(named)
 
