@@ -32,7 +32,7 @@ def test_lists_models_with_and_without_manifest(folder: Path) -> None:
 
 
 def test_prints_the_manifest_of_one(folder: Path) -> None:
-    result = CliRunner().invoke(app, ['models', 'nano'])
+    result = CliRunner().invoke(app, ['models', 'matcher_nano'])
 
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)['max_disparity_px'] == 24

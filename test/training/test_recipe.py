@@ -182,7 +182,17 @@ SHIPPED = sorted(path for path in FOLDER.glob('*.yaml') if '\ndata:' in path.rea
 
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path, monkeypatch):
-    for variable in ('SCENE_FLOW', 'KITTI', 'POOL', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN'):
+    for variable in (
+        'SCENE_FLOW',
+        'KITTI',
+        'POOL',
+        'PSMNET',
+        'GWCNET',
+        'ACVNET',
+        'RUN',
+        'ROOMS',
+        'SMALL',
+    ):
         monkeypatch.setenv(variable, '/somewhere')
     recipe = read_recipe(path)
     assert recipe.about
@@ -245,7 +255,7 @@ def scene_flow(tmp_path) -> Path:
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_says_what_it_would_do(path, scene_flow, monkeypatch):
     """The plan of the paper's own length, on a small copy of the data where there is one."""
-    for variable in ('KITTI', 'POOL', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN'):
+    for variable in ('KITTI', 'POOL', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN', 'ROOMS', 'SMALL'):
         monkeypatch.setenv(variable, '/nowhere')
     monkeypatch.setenv('SCENE_FLOW', str(scene_flow))
     recipe = read_recipe(path)
