@@ -705,7 +705,8 @@ def render_pair(
         seed: the scene; the same arguments and seed give the same bytes.
         height: rows, at least 32.
         width: columns, at least 32.
-        max_disparity_px: no left disparity reaches this.
+        max_disparity_px: range in which the scene is laid out; the rim of a steep surface may
+            exceed it by a few percent.
         textures: uint8 RGB pictures to paint with; None paints with synthetic textures only.
         difficulty: 0 (well textured, equal eyes) to 1 (weak texture, unequal noisy eyes).
 

@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -366,6 +367,7 @@ class Trainer:
         # fp16 needs CUDA; asking for it elsewhere is a mistake that accelerate reports badly.
         if config.precision == 'fp16' and not cuda:
             raise TrainingError('precision fp16 needs a CUDA device; use bf16 or no')
+        _forget_other_precision(config.precision)
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             cpu=not cuda,
@@ -639,6 +641,12 @@ class Trainer:
         line = {'step': self.step, 'seconds': round(self.seconds, 1), **scalars}
         with open(self.run_dir / 'log.jsonl', 'a') as log:
             log.write(json.dumps(line) + '\n')
+
+
+def _forget_other_precision(precision: str) -> None:
+    """Lets one process train at one precision after another, which accelerate refuses."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
 
 
 # A resumed run may be stretched, and may report otherwise, but must learn the same way.
