@@ -70,6 +70,21 @@ def test_signals_until_the_very_end_change_nothing(block_matcher: str, tmp_path:
     assert 'Traceback' not in log.read_text()
 
 
+def test_a_storm_of_signals_neither_hangs_nor_kills_it(block_matcher: str, tmp_path: Path) -> None:
+    """So dense that handlers interrupt handlers: what they wait for, they must not hold."""
+    log = tmp_path / 'log'
+    with node_process(log, '-p', f'model:={block_matcher}') as process:
+        wait_for_log(log, 'runs on cpu')
+        deadline_s = time.monotonic() + END_S
+        while process.poll() is None:
+            assert time.monotonic() < deadline_s, log.read_text()
+            for _ in range(100):
+                process.send_signal(signal.SIGINT)
+            time.sleep(0.0002)
+        assert process.returncode == 0, log.read_text()
+    assert 'RecursionError' not in log.read_text()
+
+
 def test_depth_crosses_the_process_boundary(block_matcher: str, tmp_path: Path) -> None:
     log = tmp_path / 'log'
     context = Context()
