@@ -33,7 +33,7 @@ from stereo_kd_ros.procedural_textures import (
     synthetic_texture,
 )
 
-GENERATOR_VERSION = 4
+GENERATOR_VERSION = 5
 """Raised whenever the same seed starts to give other pictures."""
 
 _MAX_LEVELS = 7
@@ -521,6 +521,11 @@ class _Scene:
             )
         )
 
+    def _lean(self, sigma: float, nearest: float) -> float:
+        """A floor's slope across the picture; no corner comes nearer than the limit."""
+        most = (self.limit_px - nearest) / (self.width / 2)
+        return float(np.clip(self.rng.normal(0, sigma), -most, most))
+
     # Layouts ---------------------------------------------------------------------------------
 
     def road(self) -> None:
@@ -529,7 +534,7 @@ class _Scene:
         horizon = height * rng.uniform(0.2, 0.55)
         nearest = min(self.near_px * rng.uniform(0.6, 1.0), self.limit_px * 0.9)
         b = nearest / (height - horizon)
-        a = rng.normal(0, 0.006)
+        a = self._lean(0.006, nearest)
         ground = (a, b, -b * horizon - a * width / 2)
         self.sky()
         if rng.random() < 0.7:
@@ -631,7 +636,7 @@ class _Scene:
         wall = max(wall, reach * 0.6 + 0.3)
         self.backdrop((a, b, wall - a * width / 2 - b * height / 2), self.weak(0.5))
         slope = nearest / (height - horizon)
-        roll = rng.normal(0, 0.01)
+        roll = self._lean(0.01, nearest)
         floor = (roll, slope, -slope * horizon - roll * width / 2)
         if rng.random() < 0.8:
             self.receding(floor, self.weak(0.6))
@@ -668,6 +673,14 @@ class _Scene:
                 rng.uniform(0, 6.28),
             )
         reach = abs(a) * (width / 2 + 1.2 * far) + abs(b) * height / 2
+        rise = abs(a) * width / 2 + abs(b) * height / 2
+        # A narrow picture of a large range could slant beyond the limit.
+        shrink = min(
+            1.0,
+            (self.limit_px - amplitude - far) / rise,
+            (self.limit_px - 2 * amplitude - 0.3) / (reach + rise),
+        )
+        a, b, reach = a * shrink, b * shrink, reach * shrink
         base = max(far, reach + amplitude + 0.3)
         self.backdrop((a, b, base - a * width / 2 - b * height / 2), self.weak(0.25), bump)
         self._float(int(rng.integers(8, 25)), base * 1.05)
@@ -705,8 +718,7 @@ def render_pair(
         seed: the scene; the same arguments and seed give the same bytes.
         height: rows, at least 32.
         width: columns, at least 32.
-        max_disparity_px: range in which the scene is laid out; the rim of a steep surface may
-            exceed it by a few percent.
+        max_disparity_px: no left disparity reaches this.
         textures: uint8 RGB pictures to paint with; None paints with synthetic textures only.
         difficulty: 0 (well textured, equal eyes) to 1 (weak texture, unequal noisy eyes).
 

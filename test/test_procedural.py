@@ -183,8 +183,7 @@ def test_every_scene_keeps_its_promises(seed, height, width, limit, difficulty):
     assert sample.occluded.dtype == bool
     assert np.isfinite(sample.disparity).all()
     assert sample.disparity.min() >= 0
-    # Scenes are laid out within the range; the rim of a steep surface may reach a little on.
-    assert sample.disparity.max() < 1.1 * limit + 1
+    assert sample.disparity.max() < limit
     assert np.isfinite(sample.disparity_right).all()
 
 
