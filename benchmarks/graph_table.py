@@ -230,7 +230,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             logits = residual + self.correlation_scale * volume
             radius = self.window or self.hypotheses
             coarse, mass = deployed.window_regression(logits, self.bins, radius)
-            fine = deployed.bilinear_x4(torch.sigmoid(confidence) * mass)
+            fine = deployed.bilinear(torch.sigmoid(confidence) * mass, 4)
             disparity = kestrel.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 

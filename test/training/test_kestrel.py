@@ -12,6 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 
+from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import NetworkError, create  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
     convex_upsample,
@@ -105,6 +106,54 @@ def test_the_small_kestrel_has_the_size_it_is_described_with():
 def test_a_range_that_is_no_multiple_of_four_is_refused():
     with pytest.raises(NetworkError, match='multiple of 4'):
         create('kestrel', max_disparity_px=190)
+
+
+@pytest.mark.parametrize('cell', [2, 3])
+def test_finer_cells_are_the_same_network_on_larger_images(cell):
+    """From weights of the coarse one, the coarse answer on enlarged images, in smaller pixels."""
+    torch.manual_seed(0)
+    coarse = create('kestrel', **{**TINY, 'max_disparity_px': 48}).eval()
+    options = {**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell}
+    fine = create('kestrel', **options).eval()
+    fine.load_state_dict(fine.fitted(coarse.state_dict()))
+    height, width = 16 * cell, 32 * cell
+    left, right = torch.randn(2, 1, 3, height, width)
+    large = [torch.nn.functional.interpolate(x, (64, 128), mode='bilinear') for x in (left, right)]
+    with torch.no_grad():
+        expected, output = coarse(*large), fine(left, right)
+    assert output.disparity.shape == output.confidence.shape == (1, height, width)
+    torch.testing.assert_close(
+        output.features['coarse'] / cell, expected.features['coarse'] / 4, atol=1e-4, rtol=1e-4
+    )
+    assert output.disparity.max() <= 12 * cell
+
+
+@pytest.mark.parametrize('before, after', [(32, 48), (48, 32)])
+def test_weights_of_another_range_are_a_start(before, after):
+    torch.manual_seed(0)
+    first = create('kestrel', **{**TINY, 'max_disparity_px': before}).eval()
+    second = create('kestrel', **{**TINY, 'max_disparity_px': after}).eval()
+    second.load_state_dict(second.fitted(first.state_dict()))
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        (one,), (two,) = first(left, right).logits, second(left, right).logits
+    common = min(before, after) // 4
+    if after > before:  # what the new hypotheses match is not seen yet
+        torch.testing.assert_close(one[:, -common:], two[:, -common:], atol=1e-4, rtol=1e-4)
+    assert two.shape[1] == after // 4
+
+
+@pytest.mark.parametrize('cell', [2, 3])
+def test_finer_cells_are_exported(cell, tmp_path):
+    torch.manual_seed(0)
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': cell}).eval()
+    assert network.stride == 8 * cell
+    export_network(network, tmp_path / 'fine.onnx', sizes=((6 * network.stride, 96), (50, 83)))
+
+
+def test_cells_of_another_size_are_refused():
+    with pytest.raises(NetworkError, match='cell_px is 5'):
+        create('kestrel', cell_px=5)
 
 
 def test_unknown_names_and_options_are_explained():

@@ -58,12 +58,13 @@ def test_of_channels_that_tie_the_first_is_the_best():
     assert expected[0, 0, 0, 0] == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize('factor', [2, 3, 4])
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (8, 2)])
-def test_the_sums_are_bilinear(seeded, size):
+def test_the_sums_are_bilinear(seeded, size, factor):
     coarse = torch.rand(2, 1, *size, generator=seeded)
     torch.testing.assert_close(
-        deployed.bilinear_x4(coarse),
-        F.interpolate(coarse, scale_factor=4.0, mode='bilinear', align_corners=False),
+        deployed.bilinear(coarse, factor),
+        F.interpolate(coarse, scale_factor=float(factor), mode='bilinear', align_corners=False),
     )
 
 

@@ -791,6 +791,8 @@ def load_network(path: Path | str, ema: bool = True) -> StereoNetwork:
 def load_weights(network: StereoNetwork, path: Path | str) -> None:
     """Start `network` from the EMA weights of another run, or from a shipped ONNX file.
 
+    Some networks may start from another of their family, see `StereoNetwork.fitted`.
+
     Raises:
         TrainingError: the weights belong to another network.
     """
@@ -802,7 +804,7 @@ def load_weights(network: StereoNetwork, path: Path | str) -> None:
     else:
         state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
     try:
-        network.load_state_dict(state['ema'])
+        network.load_state_dict(network.fitted(state['ema']))
     except RuntimeError as error:
         raise TrainingError(f'{path} does not fit this network: {error}') from error
 

@@ -179,6 +179,10 @@ class StereoNetwork(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         raise NotImplementedError
 
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict to start from, made of one that need not be of exactly this network."""
+        return state
+
     @torch.no_grad()
     def parameter_count(self) -> int:
         """Trainable values."""

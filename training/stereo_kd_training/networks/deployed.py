@@ -92,24 +92,23 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     return expected, within / likelihood.sum(1, keepdim=True)
 
 
-def bilinear_x4(coarse: Tensor) -> Tensor:
-    """Bilinear (B, 1, h, w) to (B, 1, 4 h, 4 w) between pixel centres, as eight weighted sums.
+def bilinear(coarse: Tensor, factor: int) -> Tensor:
+    """Bilinear (B, 1, h, w) to (B, 1, factor * h, factor * w) between pixel centres.
 
-    A runtime's Resize takes each output pixel for itself.
+    As weighted sums: a runtime's Resize takes each output pixel for itself.
     """
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
-    rows = _four_between(padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:])
-    rows = torch.cat(rows, 1)
-    both = _four_between(rows[..., :width], rows[..., 1 : width + 1], rows[..., 2:])
-    return F.pixel_shuffle(torch.stack(both, 2).flatten(1, 2), 4)
+    rows = padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:]
+    tall = torch.cat(_between(*rows, factor), 1)
+    both = _between(tall[..., :width], tall[..., 1 : width + 1], tall[..., 2:], factor)
+    return F.pixel_shuffle(torch.stack(both, 2).flatten(1, 2), factor)
 
 
-def _four_between(before: Tensor, here: Tensor, after: Tensor) -> list[Tensor]:
-    """Values at -3/8, -1/8, 1/8 and 3/8 of a step round `here`."""
+def _between(before: Tensor, here: Tensor, after: Tensor, factor: int) -> list[Tensor]:
+    """Values at the centres of `factor` equal parts of `here`."""
+    places = [(k + 0.5) / factor - 0.5 for k in range(factor)]
     return [
-        0.375 * before + 0.625 * here,
-        0.125 * before + 0.875 * here,
-        0.875 * here + 0.125 * after,
-        0.625 * here + 0.375 * after,
+        (1.0 - abs(at)) * here + abs(at) * (before if at < 0 else after) if at else here
+        for at in places
     ]

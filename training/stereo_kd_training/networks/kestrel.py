@@ -10,9 +10,13 @@
       upsample  -> convex combination of the 3x3 coarse neighbours (RAFT, Teed and Deng 2020)
     disparity, confidence (B, H, W)
 
+With `cell_px` 3 or 2 the images are first enlarged by 4 / `cell_px`, so that all of the above
+happens at 1/3 or 1/2 of the given size: the same network with finer cells, for 1.8 or 4 times the
+operations (resolution as a dimension of scale: EfficientNet, Tan and Le 2019).
+
 The volume is one matrix product per image row whose band of D diagonals is cut out by a
 pad-and-reshape ("skew"), so neither training nor an ONNX runtime sees D slices. It comes
-out in descending order of disparity: hypothesis k stands for 4 * (D - 1 - k) px.
+out in descending order of disparity: hypothesis k stands for cell_px * (D - 1 - k).
 
 Blocks are inverted residuals (MobileNetV2, Sandler et al. 2018; for stereo aggregation
 LightStereo, Guo et al. 2025). Window regression follows the unimodal reading of the
@@ -20,6 +24,8 @@ distribution that sub-pixel stereo needs at depth edges.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +40,8 @@ from stereo_kd_training.networks.base import (
     split_views,
 )
 from stereo_kd_training.networks.confidence import ConfidenceCalibration
+
+CELLS_PX = (4, 3, 2)
 
 
 def conv_bn(
@@ -226,7 +234,7 @@ class Kestrel(StereoNetwork):
     """The student; `networks.create('kestrel')` is the small one, options make the others.
 
     Args:
-        max_disparity_px: range of the volume, a multiple of 4.
+        max_disparity_px: range of the volume, a multiple of `cell_px`.
         stem: channels at 1/2.
         encoder: channels of the extractor at 1/4, 1/8, 1/16.
         matching: channels that are correlated.
@@ -235,10 +243,10 @@ class Kestrel(StereoNetwork):
         blocks: inverted residuals per level on the way down.
         expansion: of the inverted residuals in the aggregation.
         window: radius of the regression window in bins; 0 takes the whole range.
+        cell_px: pixels of the images per cell and per bin of the volume: 4, 3 or 2.
         calibrated: the confidence is a probability, see `networks.confidence`.
     """
 
-    stride = 32
     source = 'this project'
 
     def __init__(
@@ -253,14 +261,21 @@ class Kestrel(StereoNetwork):
         expansion: int = 2,
         window: int = 2,
         calibrated: bool = False,
+        cell_px: int = 4,
     ) -> None:
         super().__init__()
-        if max_disparity_px % 4 or max_disparity_px <= 0:
+        if cell_px not in CELLS_PX:
+            raise NetworkError(f'cell_px is {cell_px}, expected one of {CELLS_PX}')
+        if max_disparity_px % cell_px or max_disparity_px <= 0:
             raise NetworkError(
-                f'max_disparity_px is {max_disparity_px}, expected a positive multiple of 4'
+                f'max_disparity_px is {max_disparity_px}, expected a positive multiple of '
+                f'{cell_px}'
             )
         self.max_disparity_px = float(max_disparity_px)
-        self.hypotheses = max_disparity_px // 4
+        self.cell_px = cell_px
+        # 1/32 of what the extractor sees
+        self.stride = 8 * cell_px
+        self.hypotheses = max_disparity_px // cell_px
         self.window = window
         self.encoder = Encoder(stem, tuple(encoder), matching)
         self.context = conv_bn(matching, context, 1)
@@ -271,14 +286,52 @@ class Kestrel(StereoNetwork):
         guide = 32
         self.guide = conv_bn(stem, guide, 3, 2)
         self.upsampling = nn.Sequential(
-            conv_bn(guide + aggregation[0], 48, 1), nn.Conv2d(48, 9 * 16, 1)
+            conv_bn(guide + aggregation[0], 48, 1), nn.Conv2d(48, 9 * cell_px**2, 1)
         )
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
 
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a network with other cells or another range, as a start for this one.
+
+        Hypotheses that the other lacks take the logits of its farthest and see nothing of the
+        volume; convex weights are interpolated between the parts of a cell. What differs besides
+        is left as it is, for `load_state_dict` to name.
+
+        Args:
+            state: state dict of another `Kestrel`.
+        """
+        state = dict(state)
+        logits, enter = 'aggregation.logits.', 'aggregation.enter.0.weight'
+        other = len(state.get(logits + 'bias', self.bins))
+        more = self.hypotheses - other
+        if more:
+            # hypotheses are in descending order
+            for name in (logits + 'weight', logits + 'bias'):
+                first = state[name][:1].repeat_interleave(max(more, 0), 0)
+                state[name] = torch.cat((first, state[name][max(-more, 0) :]))
+            volume, context = state[enter].split((other, state[enter].shape[1] - other), 1)
+            nothing = torch.zeros_like(volume[:, :1]).repeat_interleave(max(more, 0), 1)
+            state[enter] = torch.cat((nothing, volume[:, max(-more, 0) :], context), 1)
+        for name in ('upsampling.1.weight', 'upsampling.1.bias'):
+            weight = state.get(name)
+            if weight is not None and len(weight) != 9 * self.cell_px**2:
+                side = math.isqrt(len(weight) // 9)
+                parts = weight.reshape(9, side, side, -1).permute(0, 3, 1, 2)
+                size = (self.cell_px, self.cell_px)
+                parts = F.interpolate(parts, size, mode='bilinear', align_corners=False)
+                state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
+        return state
+
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
-        stems, features = self.encoder(torch.cat((left, right), 0))
+        cell = self.cell_px
+        views = torch.cat((left, right), 0)
+        if cell != 4:
+            views = F.interpolate(
+                views, scale_factor=4.0 / cell, mode='bilinear', align_corners=False
+            )
+        stems, features = self.encoder(views)
         stem_left, _ = split_views(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
@@ -296,30 +349,30 @@ class Kestrel(StereoNetwork):
             spelt_out = deployed.deployed('regression')
             regress = deployed.window_regression if spelt_out else window_regression
             coarse, mass = regress(logits, self.bins, radius)
-            disparity = convex_upsample(4.0 * coarse, weights.float(), 4)[:, 0]
+            disparity = convex_upsample(cell * coarse, weights.float(), cell)[:, 0]
             if self.calibration is None:
                 confidence = torch.sigmoid(confidence.float()) * mass
             else:
                 confidence = self.calibration(
-                    confidence.float(), mass, logits, 4.0 * self.bins, 4.0 * coarse
+                    confidence.float(), mass, logits, cell * self.bins, cell * coarse
                 )
             if deployed.deployed('confidence'):
-                fine = deployed.bilinear_x4(confidence)
+                fine = deployed.bilinear(confidence, cell)
             else:
                 fine = F.interpolate(
-                    confidence, scale_factor=4.0, mode='bilinear', align_corners=False
+                    confidence, scale_factor=float(cell), mode='bilinear', align_corners=False
                 )
         return StereoOutput(
             disparity=disparity,
             confidence=fine[:, 0],
             stages=(disparity,),
             logits=(logits,),
-            hypotheses=(4.0 * self.bins,),
+            hypotheses=(cell * self.bins,),
             features={
                 'left': features_left,
                 'right': features_right,
                 'volume': volume,
-                'coarse': 4.0 * coarse,
+                'coarse': cell * coarse,
                 'confidence': confidence,
             },
         )
