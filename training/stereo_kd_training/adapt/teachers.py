@@ -4,7 +4,7 @@
 
 NAME=FILE.onnx              a public network with an adapter in training/teachers/NAME.yaml
 NAME=FILE.onnx@ADAPTER.yaml the same with an adapter of your own
-FILE.onnx, medium           a file that keeps this project's contract, or a shipped model
+FILE.onnx, small            a file that keeps this project's contract, or a shipped model
 FILE.pt, RUN                a checkpoint or run folder of this package
 """
 
