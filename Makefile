@@ -23,6 +23,8 @@ STEREO_KD_DATA ?= $(abspath ../shared/data)
 # The model that demo and accuracy run: a file, or a name or size of a shipped one.
 MODEL ?= small
 PYTEST_ARGS ?=
+# Processes for the tests that need no machine to themselves.
+TEST_JOBS ?= 2
 # How many damaged messages `fuzz` throws, and how long `soak` runs.
 FUZZ_N ?= 100000
 SECONDS ?= 60
@@ -89,12 +91,25 @@ help:
 demo: $(RUNTIME)
 	$(BIN)/stereo-kd demo --frames $(FRAMES) --model $(MODEL) $(DEMO_ARGS)
 
+# Tests of live processes run one at a time, first; the others on both cores. With PYTEST_ARGS, one
+# run of those.
+LIVE_TESTS := test/node test/hostile
+OTHER_TESTS := -n $(TEST_JOBS) --dist worksteal $(addprefix --ignore=,$(LIVE_TESTS)) test
 test: $(COMPLETE)
-	@# A crash of the middleware ends the interpreter without a verdict, hence once more, aloud;
-	@# tests that fail are a verdict.
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || { status=$$?; [ $$status -ge 128 ] || exit $$status; \
-	    echo "pytest was ended by signal $$((status - 128)): all tests once more"; \
-	    $(BIN)/python -m pytest $(PYTEST_ARGS); }
+ifdef PYTEST_ARGS
+	@$(call pytest,$(PYTEST_ARGS)); exit $$status
+else
+	@$(call pytest,$(LIVE_TESTS)); live=$$status; \
+	$(call pytest,$(OTHER_TESTS)); [ $$live = 0 ] || status=$$live; exit $$status
+endif
+
+# A crash of the middleware ends the interpreter without a verdict, hence once more, aloud; tests
+# that fail are a verdict.
+define pytest
+echo "pytest $1"; $(BIN)/python -m pytest $1; status=$$?; if [ $$status -ge 128 ]; then \
+echo "pytest was ended by signal $$((status - 128)): once more"; \
+$(BIN)/python -m pytest $1; status=$$?; fi
+endef
 
 env: $(COMPLETE)
 

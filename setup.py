@@ -88,6 +88,7 @@ setup(
             'pytest>=7',
             'pytest-rerunfailures>=12',
             'pytest-timeout>=2.1',
+            'pytest-xdist>=3.5',
             'hypothesis>=6.100',
             'onnx>=1.16',
             'psutil>=5.9',

@@ -21,10 +21,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before numpy, OpenCV and torch are imported: two threads are what the smallest machine
-# has, and more of them only fight.
+# Before numpy, OpenCV and torch are imported: what the tests compute is small, and threads that
+# wait for each other on cores that others use too take several times as long as one.
 for variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
-    os.environ.setdefault(variable, '2')
+    os.environ.setdefault(variable, '1')
+# A console keeps the width that it finds when it is made; tests give theirs when they run.
+os.environ.pop('COLUMNS', None)
 # Node tests talk to themselves only, whatever else runs on this machine.
 os.environ.setdefault('ROS_DOMAIN_ID', str(os.getpid() % 100 + 1))
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')

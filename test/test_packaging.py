@@ -259,6 +259,15 @@ class TestMakefile:
             assert said in plan
             assert ',train' not in plan
 
+    def test_live_tests_have_the_machine_to_themselves(self, tmp_path: Path):
+        options = ('make', '-n', 'test', f'VENV={tmp_path}/venv')
+        plan = run(*options, cwd=REPOSITORY, ROS_DISTRO='')
+        live = plan.index('-m pytest test/node test/hostile;')
+        assert live < plan.index('-m pytest -n 2 ')
+        assert '--ignore=test/node --ignore=test/hostile test;' in plan
+        plan = run(*options, 'PYTEST_ARGS=test/test_camera.py', cwd=REPOSITORY, ROS_DISTRO='')
+        assert '-m pytest test/test_camera.py;' in plan and '-n 2' not in plan
+
     def test_jazzy_has_its_own_constraints(self, tmp_path: Path):
         plan = run(
             *('make', '-n', 'env', 'ROS_SET=jazzy', f'VENV={tmp_path}/venv'),

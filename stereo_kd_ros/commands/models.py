@@ -30,7 +30,7 @@ def models(
     ] = None,
 ) -> None:
     """List the shipped models, or print the manifest of one."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from stereo_kd_ros.model import list_models, model_directories, read_manifest, resolve_model
 
@@ -48,8 +48,12 @@ def models(
         searched = ', '.join(str(folder) for folder in model_directories())
         console.print(f'No model found. Searched: {searched}', soft_wrap=True)
         raise typer.Exit(1)
-    columns = ['model', 'network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB']
-    table = Table(*columns, *([] if rig is None else ['useful depth m']))
+    # In a narrow terminal others give way first.
+    columns = [Column('model', no_wrap=True)]
+    columns += ['network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB']
+    if rig is not None:
+        columns.append(Column('useful depth m', no_wrap=True))
+    table = Table(*columns)
     for path in paths:
         manifest = read_manifest(path)
         size_mb = f'{path.stat().st_size / 1e6:.1f}'
