@@ -523,9 +523,11 @@ def test_two_processes_over_gloo_give_the_loss_curve_of_one(pairs, tmp_path):
 
     one, two = curve('one', 'train/loss'), curve('two', 'train/loss')
     assert len(one) == 3
-    # Sums in another order; a pixel whose error lies at the threshold of the confidence's target
-    # may turn over. Batch norm over half of the batch would differ by percents.
-    assert two[0] == pytest.approx(one[0], rel=1e-3)
-    # A window round the best hypothesis and Adam magnify that; that nothing else differs is
-    # shown in float64 by test_parallel.
+    # Batch norm over half of the batch would differ by percents.
+    smooth = (curve(name, 'train/cross_entropy')[0] for name in ('one', 'two'))
+    assert next(smooth) == pytest.approx(next(smooth), rel=1e-6)
+    # Of an untrained network's hypotheses many are nearly as good as the best: in sums of another
+    # order another one is, and the window round it moves.
+    assert two[0] == pytest.approx(one[0], rel=1e-4)
+    # Adam magnifies that; that nothing else differs is shown in float64 by test_parallel.
     assert two == pytest.approx(one, rel=0.03)
