@@ -41,14 +41,15 @@ from stereo_kd_training.networks.blocks import (
     check_multiple,
     check_pair,
     concatenated,
-    conv_bn_2d,
-    conv_bn_3d,
+    conv_pair_3d,
     distillation_points,
     initialize,
     match_patches,
+    narrowed_features,
     patch_filter,
     patch_pyramid,
     score_head_3d,
+    volume_entry,
     volume_output,
 )
 from stereo_kd_training.networks.cost_volume import concat_volume, group_correlation_volume
@@ -128,9 +129,7 @@ class ACVNet(StereoNetwork):
             )
         self.max_disparity_px = max_disparity_px
         self.feature_extraction = StackedResidualExtractor()
-        self.concatconv = nn.Sequential(
-            conv_bn_2d(320, 128, 3), nn.ReLU(inplace=True), nn.Conv2d(128, 32, 1, bias=False)
-        )
+        self.concatconv = narrowed_features(32)
         self.patch = patch_filter(GROUPS, 1)
         self.patch_l1, self.patch_l2, self.patch_l3 = patch_pyramid()
         width = attention_channels
@@ -138,23 +137,13 @@ class ACVNet(StereoNetwork):
             f'{layer}{_ATTENTION_SUFFIX[width]}' for layer in ('dres1', 'dres2', 'classif')
         )
         attending = (
-            nn.Sequential(
-                conv_bn_3d(GROUPS, width, 3), nn.ReLU(inplace=True), conv_bn_3d(width, width, 3)
-            ),
+            conv_pair_3d(GROUPS, width),
             Hourglass3d(width, BlockAttention(4 * width)),
             score_head_3d(width),
         )
         for name, layer in zip(self.attention_layers, attending):
             self.add_module(name, layer)
-        self.dres0 = nn.Sequential(
-            conv_bn_3d(64, 32, 3),
-            nn.ReLU(inplace=True),
-            conv_bn_3d(32, 32, 3),
-            nn.ReLU(inplace=True),
-        )
-        self.dres1 = nn.Sequential(
-            conv_bn_3d(32, 32, 3), nn.ReLU(inplace=True), conv_bn_3d(32, 32, 3)
-        )
+        self.dres0, self.dres1 = volume_entry(64)
         self.dres2 = Hourglass3d(32, BlockAttention(128))
         self.dres3 = Hourglass3d(32, BlockAttention(128))
         self.classif0 = score_head_3d(32)

@@ -100,6 +100,15 @@ def deconv_bn_3d(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
+def conv_pair_3d(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 3x3x3 convolutions with batch norm, an activation between them and none after."""
+    return nn.Sequential(
+        conv_bn_3d(in_channels, out_channels, 3),
+        nn.ReLU(inplace=True),
+        conv_bn_3d(out_channels, out_channels, 3),
+    )
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, without an activation after the sum (PSMNet)."""
 
@@ -235,6 +244,29 @@ class StackedResidualExtractor(nn.Module):
 def concatenated(layers: dict[str, Tensor]) -> Tensor:
     """The (B, 320, H/4, W/4) that matching uses, out of `StackedResidualExtractor.layers`."""
     return torch.cat((layers['layer2'], layers['layer3'], layers['layer4']), 1)
+
+
+def narrowed_features(channels: int) -> nn.Sequential:
+    """(B, 320, h, w) of the trunk -> (B, channels, h, w), for a concatenation volume."""
+    return nn.Sequential(
+        conv_bn_2d(StackedResidualExtractor.channels, 128, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(128, channels, 1, bias=False),
+    )
+
+
+def volume_entry(in_channels: int, channels: int = 32) -> tuple[nn.Sequential, nn.Sequential]:
+    """What PSMNet and its children put before the hourglasses, called `dres0` and `dres1`.
+
+    (B, in_channels, D, H, W) -> (B, channels, D, H, W), the same again; their sum goes on.
+    """
+    first = nn.Sequential(
+        conv_bn_3d(in_channels, 32, 3),
+        nn.ReLU(inplace=True),
+        conv_bn_3d(32, channels, 3),
+        nn.ReLU(inplace=True),
+    )
+    return first, conv_pair_3d(channels, channels)
 
 
 def _activated(layer: nn.Module) -> nn.Sequential:

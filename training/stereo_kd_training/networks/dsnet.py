@@ -37,13 +37,14 @@ from stereo_kd_training.networks.blocks import (
     check_pair,
     concatenated,
     conv_bn_2d,
-    conv_bn_3d,
+    conv_pair_3d,
     distillation_points,
     initialize,
     match_patches,
     patch_filter,
     patch_pyramid,
     score_head_3d,
+    volume_entry,
     volume_output,
 )
 from stereo_kd_training.networks.cost_volume import group_correlation_volume
@@ -86,17 +87,7 @@ class DSNet(StereoNetwork):
             else None
         )
         self.attention = VolumeAttention() if attention else None
-        self.dres0 = nn.Sequential(
-            conv_bn_3d(GROUPS, 32, 3),
-            nn.ReLU(inplace=True),
-            conv_bn_3d(32, channels, 3),
-            nn.ReLU(inplace=True),
-        )
-        self.dres1 = nn.Sequential(
-            conv_bn_3d(channels, channels, 3),
-            nn.ReLU(inplace=True),
-            conv_bn_3d(channels, channels, 3),
-        )
+        self.dres0, self.dres1 = volume_entry(GROUPS, channels)
         self.dres2 = Hourglass3d(channels)
         self.dres3 = Hourglass3d(channels)
         self.classif0 = score_head_3d(channels)
@@ -149,9 +140,7 @@ class VolumeAttention(nn.Module):
         super().__init__()
         self.patch = patch_filter(GROUPS, 1)
         self.pyramid = nn.ModuleList(patch_pyramid())
-        self.dres1 = nn.Sequential(
-            conv_bn_3d(GROUPS, 16, 3), nn.ReLU(inplace=True), conv_bn_3d(16, 16, 3)
-        )
+        self.dres1 = conv_pair_3d(GROUPS, 16)
         self.dres2 = Hourglass3d(16)
         self.classif = score_head_3d(16)
 

@@ -17,7 +17,7 @@ aligned in the final upsampling.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
 from stereo_kd_training.networks.blocks import (
@@ -25,10 +25,10 @@ from stereo_kd_training.networks.blocks import (
     StackedResidualExtractor,
     check_multiple,
     check_pair,
-    conv_bn_2d,
-    conv_bn_3d,
     initialize,
+    narrowed_features,
     score_head_3d,
+    volume_entry,
     volume_output,
 )
 from stereo_kd_training.networks.cost_volume import concat_volume, group_correlation_volume
@@ -43,11 +43,7 @@ class GwcExtractor(StackedResidualExtractor):
         super().__init__()
         self.concat_channels = concat_channels
         if concat_channels:
-            self.lastconv = nn.Sequential(
-                conv_bn_2d(320, 128, 3),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(128, concat_channels, 1, bias=False),
-            )
+            self.lastconv = narrowed_features(concat_channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 320, H/4, W/4) and, for gc, (B, concat_channels, H/4, W/4)."""
@@ -72,15 +68,7 @@ class GwcNet(StereoNetwork):
         self.max_disparity_px = max_disparity_px
         concat_channels = 12 if concat_volume else 0
         self.feature_extraction = GwcExtractor(concat_channels)
-        self.dres0 = nn.Sequential(
-            conv_bn_3d(GROUPS + 2 * concat_channels, 32, 3),
-            nn.ReLU(inplace=True),
-            conv_bn_3d(32, 32, 3),
-            nn.ReLU(inplace=True),
-        )
-        self.dres1 = nn.Sequential(
-            conv_bn_3d(32, 32, 3), nn.ReLU(inplace=True), conv_bn_3d(32, 32, 3)
-        )
+        self.dres0, self.dres1 = volume_entry(GROUPS + 2 * concat_channels)
         self.dres2 = Hourglass3d(32)
         self.dres3 = Hourglass3d(32)
         self.dres4 = Hourglass3d(32)

@@ -35,7 +35,9 @@ from stereo_kd_training.networks.blocks import (
     conv_bn_3d,
     deconv_bn_3d,
     initialize,
+    narrowed_features,
     score_head_3d,
+    volume_entry,
     volume_output,
 )
 from stereo_kd_training.networks.cost_volume import concat_volume
@@ -54,11 +56,7 @@ class PyramidExtractor(StackedResidualExtractor):
                 ClampedAvgPool(cell), conv_bn_2d(128, 32, 1), nn.ReLU(inplace=True)
             )
             self.add_module(f'branch{index}', branch)
-        self.lastconv = nn.Sequential(
-            conv_bn_2d(320, 128, 3),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(128, 32, 1, bias=False),
-        )
+        self.lastconv = narrowed_features(32)
 
     def forward(self, image: Tensor) -> Tensor:
         layers = self.layers(image)
@@ -120,15 +118,7 @@ class PSMNet(StereoNetwork):
         self.max_disparity_px = max_disparity_px
         self.align_corners = align_corners
         self.feature_extraction = PyramidExtractor(align_corners)
-        self.dres0 = nn.Sequential(
-            conv_bn_3d(64, 32, 3),
-            nn.ReLU(inplace=True),
-            conv_bn_3d(32, 32, 3),
-            nn.ReLU(inplace=True),
-        )
-        self.dres1 = nn.Sequential(
-            conv_bn_3d(32, 32, 3), nn.ReLU(inplace=True), conv_bn_3d(32, 32, 3)
-        )
+        self.dres0, self.dres1 = volume_entry(64)
         self.dres2 = StackedHourglass(32)
         self.dres3 = StackedHourglass(32)
         self.dres4 = StackedHourglass(32)
