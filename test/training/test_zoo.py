@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from stereo_kd_ros.commands.main import app as runtime_app
 from stereo_kd_ros.disparity_io import write_pfm
-from stereo_kd_ros.model import read_manifest, write_manifest
+from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_training.evaluate import matcher_method, model_method, run_evaluation
 from stereo_kd_training.evaluation_report import write_json
 from stereo_kd_training.main import app
@@ -94,6 +94,14 @@ def test_figures_in_the_readme_are_those_of_the_report(folder: Path, report: Pat
         assert f'| {epe:.3f} |' in row
     assert '| sgbm-3way |' in text
     assert text == as_markdown(kept)
+
+
+def test_each_file_carries_its_own_figures(folder: Path, report: Path) -> None:
+    zoo(folder, '--report', report)
+    for model in read_zoo(folder / 'zoo.json')['models']:
+        path = folder / model['file']
+        assert read_manifest(path).metrics == model['accuracy']
+        assert (file_sha256(path), graph_sha256(path)) == (model['sha256'], model['graph_sha256'])
 
 
 def test_a_second_run_without_reports_keeps_the_figures_and_check_agrees(folder, report) -> None:
@@ -199,4 +207,5 @@ def test_the_shipped_json_is_of_the_shipped_files() -> None:
     )
     for model in shipped.values():
         assert model['accuracy'] is not None
+        assert read_manifest(MODELS / model['file']).metrics == model['accuracy']
         assert model['bytes'] < 5_000_000

@@ -9,6 +9,7 @@ those of another file. `as_markdown` turns that into a README; nothing in it is 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stereo_kd_ros.model import file_sha256, read_manifest
+from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 
 FORMAT = 1
 # Product of focal length [px] and baseline [m] of rigs that many have, at the named width.
@@ -100,6 +101,24 @@ def collect(
     for report in reports:
         _merge(models, peers, report)
     return {'format': FORMAT, 'models': models, 'peers': peers}
+
+
+def write_figures(folder: str | Path, zoo: dict[str, Any]) -> None:
+    """Put each model's accuracy into the manifest in its file, and its new digest into `zoo`.
+
+    What a file computes, and so its `graph_sha256`, stays as it is.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    for model in zoo['models']:
+        path = Path(folder) / model['file']
+        manifest = read_manifest(path)
+        figures = _rounded(model['accuracy'])
+        if manifest is None or figures is None or manifest.metrics == figures:
+            continue
+        write_manifest(path, dataclasses.replace(manifest, metrics=figures))
+        model.update(sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -377,12 +396,14 @@ def zoo_command(
         bool, typer.Option('--check', help='Write nothing; fail when the files are out of date.')
     ] = False,
 ) -> None:
-    """Write zoo.json and the README of a folder of models from what was measured."""
+    """Write what was measured into the zoo.json, README and manifests of a folder of models."""
     json_path = json_path or folder / 'zoo.json'
     readme = readme or folder / 'README.md'
     earlier = read_zoo(json_path) if json_path.is_file() else None
     reports = [json.loads(path.read_text(encoding='utf-8')) for path in report or []]
     zoo = collect(folder, reports, earlier)
+    if not check:
+        write_figures(folder, zoo)
     wanted = {json_path: as_json(zoo), readme: as_markdown(zoo)}
     for path, text in wanted.items():
         if check and (not path.is_file() or path.read_text(encoding='utf-8') != text):
