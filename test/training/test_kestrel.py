@@ -12,6 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 
+from stereo_kd_training.complexity import complexity  # noqa: E402
 from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import NetworkError, create  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
@@ -149,6 +150,11 @@ def test_finer_cells_are_exported(cell, tmp_path):
     network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': cell}).eval()
     assert network.stride == 8 * cell
     export_network(network, tmp_path / 'fine.onnx', sizes=((6 * network.stride, 96), (50, 83)))
+
+
+def test_a_size_between_the_strides_is_counted_as_it_is_padded():
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': 3})
+    assert complexity(network, 97, 640).macs == complexity(network, 120, 648).macs > 0
 
 
 def test_cells_of_another_size_are_refused():

@@ -383,8 +383,7 @@ def prune_iteratively(
 
 def count_macs(network: StereoNetwork, height: int = 480, width: int = 640) -> int:
     """Multiply-accumulates of one pair, both views, matrix products included."""
-    size = _next_multiple(height, network.stride), _next_multiple(width, network.stride)
-    return complexity(network, *size).macs
+    return complexity(network, height, width).macs
 
 
 def measure_latency_ms(
