@@ -163,79 +163,6 @@ with warnings.catch_warnings():
     recur_columns = torch.jit.script(_recur_columns)
 
 
-class AnyNet(StereoNetwork):
-    """See the file header.
-
-    Args:
-        max_disparity_px: a multiple of 16; stage 1 has max_disparity_px / 16 hypotheses.
-        spn: build stage 4. Public checkpoints have it.
-        exit_stage: the last stage to run, 1 to 4 (3 without `spn`); may be changed on a
-            built network. The official schedule trains three stages before the fourth.
-    """
-
-    stride = 16
-    source = 'Wang et al., Anytime Stereo Image Depth Estimation on Mobile Devices, ICRA 2019'
-
-    def __init__(
-        self, max_disparity_px: int = 192, spn: bool = True, exit_stage: int | None = None
-    ):
-        super().__init__()
-        check_multiple('AnyNet', 'max_disparity_px', max_disparity_px, 16)
-        self.max_disparity_px = max_disparity_px
-        self.refine_spn = spatial_propagation() if spn else None
-        self.feature_extraction = UNetExtractor()
-        self.volume_postprocess = nn.ModuleList(
-            aggregation_3d(channels, 4) for channels in (16, 4, 4)
-        )
-        self.exit_stage = exit_stage or (4 if spn else 3)
-        initialize(self)
-
-    @property
-    def exit_stage(self) -> int:
-        return self._exit_stage
-
-    @exit_stage.setter
-    def exit_stage(self, stage: int) -> None:
-        self._exit_stage = check_exit(self, stage, 3 if self.refine_spn is None else 4)
-
-    def extract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> maps at 1/16, 1/8 and 1/4."""
-        return self.feature_extraction(image)
-
-    def match(
-        self,
-        left: tuple[Tensor, Tensor, Tensor],
-        right: tuple[Tensor, Tensor, Tensor],
-        left_image: Tensor,
-    ) -> StereoOutput:
-        """Features of both views, and the left image for SPN, to disparities."""
-        return coarse_to_fine(
-            left,
-            right,
-            left_image,
-            self.volume_postprocess,
-            self.refine_spn,
-            self.exit_stage,
-            self.max_disparity_px // 16,
-            OFFSETS[::-1],
-        )
-
-    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
-        check_pair(self, left, right)
-        return self.match(self.extract(left), self.extract(right), left)
-
-
-def check_exit(network: StereoNetwork, stage: int, stages: int) -> int:
-    """`stage`, if the network has it.
-
-    Raises:
-        NetworkError: it has not.
-    """
-    if stage not in range(1, stages + 1):
-        raise NetworkError(f'{type(network).__name__}: exit_stage is 1 to {stages}, got {stage!r}')
-    return stage
-
-
 def spatial_propagation(channels: int = 8) -> nn.ModuleList:
     """The three parts of stage 4: gates from the image, disparity in, disparity out."""
     wide = 2 * channels
@@ -266,56 +193,121 @@ def refine(spn: nn.ModuleList, left_image: Tensor, disparity: Tensor) -> Tensor:
     return upsample_map(exit_(spread).squeeze(1), size)
 
 
-def coarse_to_fine(
-    left: tuple[Tensor, ...],
-    right: tuple[Tensor, ...],
-    left_image: Tensor,
-    aggregations: nn.ModuleList,
-    spn: nn.ModuleList | None,
-    exit_stage: int,
-    bins: int,
-    sampled_offsets: tuple[int, ...],
-) -> StereoOutput:
-    """AnyNet's stages, which Compact StereoNet shares.
+class AnytimeNetwork(StereoNetwork):
+    """AnyNet's four stages, each an early exit, which Compact StereoNet shares.
 
-    Args:
-        left, right: features at 1/16, 1/8 and 1/4.
-        left_image: (B, 3, H, W), normalised.
-        aggregations: one 3D network of costs per stage.
-        spn: parts of stage 4, or None.
-        exit_stage: last stage to run.
-        bins: hypotheses of stage 1, 16 px apart.
+    Both keep their parts under names of their own, those of their checkpoints: `extract` and
+    `aggregations_and_spn` say which they are.
+
+    Attributes:
         sampled_offsets: where the residual volumes look, in feature pixels, in the order
             that the regression reads as -2 .. 2.
     """
-    size = (left_image.shape[-2], left_image.shape[-1])
-    volume = l1_volume(left[0], right[0], bins)
-    logits = -aggregations[0](volume.unsqueeze(1)).squeeze(1).float()
-    hypotheses = hypotheses_like(logits, bins, 16.0)
-    coarse = soft_argmax(logits, hypotheses)
-    stages = [upsample_map(coarse, size)]
-    confidence = upsample_map(distribution_confidence(logits, hypotheses, coarse), size)
-    features = {'left': left[-1], 'right': right[-1], 'volume': volume, 'scores': logits}
-    for index, scale in ((1, 8), (2, 4)):
-        if exit_stage <= index:
-            break
-        extent = (left[index].shape[-2], left[index].shape[-1])
-        known = upsample_map(stages[-1], extent) / scale
-        residual = residual_l1_volume(left[index], right[index], known, sampled_offsets)
-        scores = -aggregations[index](residual.unsqueeze(1)).squeeze(1).float()
-        steps = torch.tensor(OFFSETS, dtype=scores.dtype, device=scores.device)
-        correction = soft_argmax(scores, steps * float(scale))
-        stages.append(stages[-1] + upsample_map(correction, size))
-        features[f'residual_scores_{index}'] = scores
-    if exit_stage == STAGES and spn is not None:
-        with full_precision(left_image):
-            stages.append(refine(spn, left_image, stages[-1]))
-    later = (None,) * (len(stages) - 1)
-    return StereoOutput(
-        disparity=stages[-1],
-        confidence=confidence,
-        stages=tuple(stages),
-        logits=(logits, *later),
-        hypotheses=(hypotheses, *later),
-        features=features,
-    )
+
+    stride = 16
+    sampled_offsets = OFFSETS
+
+    def extract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> maps at 1/16, 1/8 and 1/4."""
+        raise NotImplementedError
+
+    def aggregations_and_spn(self) -> tuple[nn.ModuleList, nn.ModuleList | None]:
+        """One 3D network of costs per stage; the parts of stage 4, None without it."""
+        raise NotImplementedError
+
+    @property
+    def exit_stage(self) -> int:
+        """The last stage to run.
+
+        Raises:
+            NetworkError: when set to one that the network does not have.
+        """
+        return self._exit_stage
+
+    @exit_stage.setter
+    def exit_stage(self, stage: int) -> None:
+        stages = STAGES if self.aggregations_and_spn()[1] is not None else STAGES - 1
+        if stage not in range(1, stages + 1):
+            raise NetworkError(
+                f'{type(self).__name__}: exit_stage is 1 to {stages}, got {stage!r}'
+            )
+        self._exit_stage = stage
+
+    def match(
+        self,
+        left: tuple[Tensor, Tensor, Tensor],
+        right: tuple[Tensor, Tensor, Tensor],
+        left_image: Tensor,
+    ) -> StereoOutput:
+        """Features of both views, and the left image for SPN, to disparities."""
+        aggregations, spn = self.aggregations_and_spn()
+        size = (left_image.shape[-2], left_image.shape[-1])
+        bins = self.max_disparity_px // 16
+        volume = l1_volume(left[0], right[0], bins)
+        logits = -aggregations[0](volume.unsqueeze(1)).squeeze(1).float()
+        hypotheses = hypotheses_like(logits, bins, 16.0)
+        coarse = soft_argmax(logits, hypotheses)
+        stages = [upsample_map(coarse, size)]
+        confidence = upsample_map(distribution_confidence(logits, hypotheses, coarse), size)
+        features = {'left': left[-1], 'right': right[-1], 'volume': volume, 'scores': logits}
+        for index, scale in ((1, 8), (2, 4)):
+            if self.exit_stage <= index:
+                break
+            extent = (left[index].shape[-2], left[index].shape[-1])
+            known = upsample_map(stages[-1], extent) / scale
+            residual = residual_l1_volume(left[index], right[index], known, self.sampled_offsets)
+            scores = -aggregations[index](residual.unsqueeze(1)).squeeze(1).float()
+            steps = torch.tensor(OFFSETS, dtype=scores.dtype, device=scores.device)
+            correction = soft_argmax(scores, steps * float(scale))
+            stages.append(stages[-1] + upsample_map(correction, size))
+            features[f'residual_scores_{index}'] = scores
+        if self.exit_stage == STAGES and spn is not None:
+            with full_precision(left_image):
+                stages.append(refine(spn, left_image, stages[-1]))
+        later = (None,) * (len(stages) - 1)
+        return StereoOutput(
+            disparity=stages[-1],
+            confidence=confidence,
+            stages=tuple(stages),
+            logits=(logits, *later),
+            hypotheses=(hypotheses, *later),
+            features=features,
+        )
+
+    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
+        check_pair(self, left, right)
+        return self.match(self.extract(left), self.extract(right), left)
+
+
+class AnyNet(AnytimeNetwork):
+    """See the file header.
+
+    Args:
+        max_disparity_px: a multiple of 16; stage 1 has max_disparity_px / 16 hypotheses.
+        spn: build stage 4. Public checkpoints have it.
+        exit_stage: the last stage to run, 1 to 4 (3 without `spn`); may be changed on a
+            built network. The official schedule trains three stages before the fourth.
+    """
+
+    sampled_offsets = OFFSETS[::-1]
+    source = 'Wang et al., Anytime Stereo Image Depth Estimation on Mobile Devices, ICRA 2019'
+
+    def __init__(
+        self, max_disparity_px: int = 192, spn: bool = True, exit_stage: int | None = None
+    ):
+        super().__init__()
+        check_multiple('AnyNet', 'max_disparity_px', max_disparity_px, 16)
+        self.max_disparity_px = max_disparity_px
+        self.refine_spn = spatial_propagation() if spn else None
+        self.feature_extraction = UNetExtractor()
+        self.volume_postprocess = nn.ModuleList(
+            aggregation_3d(channels, 4) for channels in (16, 4, 4)
+        )
+        self.exit_stage = exit_stage or (4 if spn else 3)
+        initialize(self)
+
+    def extract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.feature_extraction(image)
+
+    def aggregations_and_spn(self) -> tuple[nn.ModuleList, nn.ModuleList | None]:
+        return self.volume_postprocess, self.refine_spn

@@ -44,16 +44,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo_kd_training.networks.anynet import (
-    OFFSETS,
     STAGES,
+    AnytimeNetwork,
     aggregation_3d,
-    check_exit,
-    coarse_to_fine,
     preactivated_2d,
     spatial_propagation,
 )
-from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
-from stereo_kd_training.networks.blocks import check_multiple, check_pair, initialize
+from stereo_kd_training.networks.blocks import check_multiple, initialize
 
 
 class CliqueBlock(nn.Module):
@@ -137,7 +134,7 @@ class MCliqueNet(nn.Module):
         )
 
 
-class CompactStereoNet(StereoNetwork):
+class CompactStereoNet(AnytimeNetwork):
     """See the file header.
 
     Args:
@@ -146,7 +143,6 @@ class CompactStereoNet(StereoNetwork):
             paper trains without the fourth before epoch 120 of KITTI.
     """
 
-    stride = 16
     source = (
         'Gao et al., Compact StereoNet: Stereo Disparity Estimation via Knowledge Distillation '
         'and Compact Feature Extractor, IEEE Access 2020'
@@ -162,39 +158,11 @@ class CompactStereoNet(StereoNetwork):
         self.exit_stage = exit_stage
         initialize(self)
 
-    @property
-    def exit_stage(self) -> int:
-        return self._exit_stage
-
-    @exit_stage.setter
-    def exit_stage(self, stage: int) -> None:
-        self._exit_stage = check_exit(self, stage, STAGES)
-
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> maps at 1/16, 1/8 and 1/4."""
         return self.extractor(image)
 
-    def match(
-        self,
-        left: tuple[Tensor, Tensor, Tensor],
-        right: tuple[Tensor, Tensor, Tensor],
-        left_image: Tensor,
-    ) -> StereoOutput:
-        """Features of both views, and the left image for SPN, to disparities."""
-        return coarse_to_fine(
-            left,
-            right,
-            left_image,
-            self.aggregations,
-            self.spn,
-            self.exit_stage,
-            self.max_disparity_px // 16,
-            OFFSETS,
-        )
-
-    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
-        check_pair(self, left, right)
-        return self.match(self.extract(left), self.extract(right), left)
+    def aggregations_and_spn(self) -> tuple[nn.ModuleList, nn.ModuleList | None]:
+        return self.aggregations, self.spn
 
 
 def _preactivated_1x1(in_channels: int, out_channels: int) -> nn.Sequential:
