@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -157,12 +156,7 @@ class Bag:
             raise BagError(f'{self.path} is empty: it holds no message on any topic.')
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Close the bag."""
         if self._reader is not None:
             self._reader.close()
@@ -418,12 +412,7 @@ class StereoBagWriter:
             raise BagError(f'{self.path} cannot be written: {error}') from error
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Write the metadata and close, also after an error: what was recorded stays readable."""
         self._writer.close()
 
