@@ -704,6 +704,35 @@ class _Scene:
             )
 
 
+def check_scene(height: int, width: int, max_disparity_px: float, difficulty: float) -> None:
+    """Refuse what no scene can be drawn for.
+
+    Raises:
+        ProceduralError: names the value and what it may be.
+    """
+    if height < 32 or width < 32:
+        raise ProceduralError(f'a scene of {width}x{height} px is too small; use 32x32 or more')
+    if not max_disparity_px >= 4:
+        raise ProceduralError(f'max_disparity_px is {max_disparity_px}; it must be 4 or more')
+    if not 0 <= difficulty <= 1:
+        raise ProceduralError(f'difficulty is {difficulty}; it must lie in 0..1')
+
+
+def rectification_error(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[float, float, float]:
+    """Perfect rectification in half of the draws, else some tilt, stretch and shift of rows.
+
+    Returns:
+        The row of the affine map from a right pixel to the left row that it shows.
+    """
+    if not rng.random() < 0.5:
+        return 0.0, 1.0, 0.0
+    tilt, stretch = rng.normal(0, 0.0006, 2)
+    shift = float(np.clip(rng.normal(0, 0.3), -1, 1))
+    return tilt, 1 + stretch, shift - tilt * width / 2 - stretch * height / 2
+
+
 def render_pair(
     seed: int | Sequence[int],
     height: int = 256,
@@ -725,12 +754,7 @@ def render_pair(
     Raises:
         ProceduralError: when a size or range cannot be drawn.
     """
-    if height < 32 or width < 32:
-        raise ProceduralError(f'a scene of {width}x{height} px is too small; use 32x32 or more')
-    if not max_disparity_px >= 4:
-        raise ProceduralError(f'max_disparity_px is {max_disparity_px}; it must be 4 or more')
-    if not 0 <= difficulty <= 1:
-        raise ProceduralError(f'difficulty is {difficulty}; it must lie in 0..1')
+    check_scene(height, width, max_disparity_px, difficulty)
     rng = np.random.default_rng(seed)
     painter = Painter(rng, textures, difficulty)
     scene = _Scene(rng, painter, height, width, max_disparity_px, difficulty)
@@ -741,16 +765,12 @@ def render_pair(
         scene.room()
     else:
         scene.layers()
-    vertical = np.array([0.0, 1.0, 0.0])
-    if rng.random() < 0.5:
-        tilt, stretch = rng.normal(0, 0.0006, 2)
-        shift = float(np.clip(rng.normal(0, 0.3), -1, 1))
-        vertical = np.array([tilt, 1 + stretch, shift - tilt * width / 2 - stretch * height / 2])
-    left, right = View(height, width, None), View(height, width, tuple(vertical))
+    vertical = rectification_error(rng, height, width)
+    left, right = View(height, width, None), View(height, width, vertical)
     for surface in scene.surfaces:
         left.paint(surface)
         right.paint(surface)
-    occluded = occluded_pixels(left.disparity, right.disparity, vertical)
+    occluded = occluded_pixels(left.disparity, right.disparity, np.asarray(vertical))
     images = photograph(rng, left.image, right.image, difficulty)
     return StereoSample(*images, left.disparity, right.disparity, occluded)
 

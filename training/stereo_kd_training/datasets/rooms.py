@@ -23,7 +23,9 @@ from stereo_kd_ros.procedural import (
     Painter,
     ProceduralError,
     StereoSample,
+    check_scene,
     mirrored_pyramid,
+    rectification_error,
     tile_pyramid,
 )
 from stereo_kd_ros.procedural_surfaces import occluded_pixels
@@ -958,12 +960,7 @@ def render_space(
     Raises:
         ProceduralError: when a size, range or kind cannot be drawn.
     """
-    if height < 32 or width < 32:
-        raise ProceduralError(f'a scene of {width}x{height} px is too small; use 32x32 or more')
-    if not max_disparity_px >= 4:
-        raise ProceduralError(f'max_disparity_px is {max_disparity_px}; it must be 4 or more')
-    if not 0 <= difficulty <= 1:
-        raise ProceduralError(f'difficulty is {difficulty}; it must lie in 0..1')
+    check_scene(height, width, max_disparity_px, difficulty)
     if kind is not None and kind not in KINDS:
         raise ProceduralError(f'there is no scene of kind {kind!r}; use one of {", ".join(KINDS)}')
     rng = np.random.default_rng(seed)
@@ -984,11 +981,7 @@ def render_space(
     else:
         _furnish_room(space, kind == 'corridor', height, width)
     matrix = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
-    vertical = (0.0, 1.0, 0.0)
-    if rng.random() < 0.5:
-        tilt, stretch = rng.normal(0, 0.0006, 2)
-        shift = float(np.clip(rng.normal(0, 0.3), -1, 1))
-        vertical = (tilt, 1 + stretch, shift - tilt * width / 2 - stretch * height / 2)
+    vertical = rectification_error(rng, height, width)
     rig = Rig(matrix, rotation, space.centre, 1.0, height, width, vertical)
     shell, things, nearest = _in_view(space, rig, rng.uniform(2.0, 5.0) if street else 0.5)
     limit = max_disparity_px - 0.5
