@@ -11,7 +11,9 @@ import pytest
 from tiny_models import write_block_matcher
 from typer.testing import CliRunner
 
+from stereo_kd_ros.commands.console import console
 from stereo_kd_ros.commands.main import app
+from stereo_kd_ros.model import list_models
 
 
 @pytest.fixture
@@ -43,3 +45,11 @@ def test_an_unknown_model_lists_what_there_is(folder: Path) -> None:
 
     assert result.exit_code == 1
     assert 'matcher_nano' in result.output
+
+
+@pytest.mark.parametrize('rig', [[], ['--rig', '60']])
+def test_a_narrow_terminal_cuts_no_name(monkeypatch, rig):
+    monkeypatch.setattr(console, 'width', 60)
+    result = CliRunner().invoke(app, ['models', *rig])
+    for path in list_models():
+        assert f' {Path(path).stem} ' in result.output

@@ -15,6 +15,7 @@ from stereo_kd_ros.commands.console import (
     progress_bar,
     readable_errors,
     require_rclpy,
+    table_of,
 )
 
 
@@ -89,8 +90,6 @@ def bench(
             json_path,
         )
         return
-    from rich.table import Table
-
     from stereo_kd_ros import benchmark as benchmarking
     from stereo_kd_ros.model import list_models
 
@@ -109,7 +108,7 @@ def bench(
             ),
             epe_pairs,
         )
-    table = Table(
+    table = table_of(
         'subject',
         'provider',
         'size',
@@ -160,8 +159,6 @@ def _bench_node(
 ) -> None:
     """Measure the node with every model, provider and thread count; one report of all rows."""
     require_rclpy()
-    from rich.table import Table
-
     from stereo_kd_ros.model import resolve_model
     from stereo_kd_ros.node.latency import measure_node
     from stereo_kd_ros.results import write_json
@@ -185,7 +182,7 @@ def _bench_node(
                 seconds,
             )
             report = of if not report else {**report, 'rows': report['rows'] + of['rows']}
-    table = Table(
+    table = table_of(
         'model',
         'size',
         'Hz',

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 console = Console()
 error_console = Console(stderr=True)
@@ -40,6 +41,14 @@ def progress_bar(*, transient: bool = False) -> Progress:
         console=error_console,
         transient=transient,
     )
+
+
+def table_of(*columns: str, whole: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """A table; the first column, what a row is about, and those in `whole` are never cut."""
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0 or column in whole)
+    return table
 
 
 def readable_errors(command: Command) -> Command:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stereo_kd_ros.commands.console import console, progress_bar, readable_errors
+from stereo_kd_ros.commands.console import console, progress_bar, readable_errors, table_of
 
 _COLOURS = {'ok': 'green', 'unknown': 'cyan', 'warn': 'yellow', 'error': 'red'}
 
@@ -129,7 +129,7 @@ def _examine_machine(rate_hz: float, measure: bool) -> dict[str, Any]:
         with progress_bar(transient=True) as bar:
             for path in bar.track(models, description='timing models'):
                 rates.append(measure_rate(path))
-        table = Table('model', 'provider', 'ms at 640x480', 'pairs/s')
+        table = table_of('model', 'provider', 'ms at 640x480', 'pairs/s')
         for one in rates:
             row = (one.provider, f'{one.milliseconds:.1f}', f'{one.rate_hz:.1f}')
             table.add_row(one.model, *(('–', escape(one.error), '–') if one.error else row))

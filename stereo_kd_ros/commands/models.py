@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stereo_kd_ros.commands.console import console, readable_errors
+from stereo_kd_ros.commands.console import console, readable_errors, table_of
 
 if TYPE_CHECKING:
     from stereo_kd_ros.model import Manifest
@@ -30,8 +30,6 @@ def models(
     ] = None,
 ) -> None:
     """List the shipped models, or print the manifest of one."""
-    from rich.table import Column, Table
-
     from stereo_kd_ros.model import list_models, model_directories, read_manifest, resolve_model
 
     if model is not None:
@@ -48,12 +46,9 @@ def models(
         searched = ', '.join(str(folder) for folder in model_directories())
         console.print(f'No model found. Searched: {searched}', soft_wrap=True)
         raise typer.Exit(1)
-    # In a narrow terminal others give way first.
-    columns = [Column('model', no_wrap=True)]
-    columns += ['network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB']
-    if rig is not None:
-        columns.append(Column('useful depth m', no_wrap=True))
-    table = Table(*columns)
+    columns = ['model', 'network', 'parameters', 'GMACs 640x480', 'range px', 'licence', 'MB']
+    depth = 'useful depth m'
+    table = table_of(*columns, *([] if rig is None else [depth]), whole=(depth,))
     for path in paths:
         manifest = read_manifest(path)
         size_mb = f'{path.stat().st_size / 1e6:.1f}'
