@@ -10,8 +10,8 @@ import math
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
+from scene_promises import any_scene, require_promises, require_same_bytes_of_same_seed
 
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.procedural import (
@@ -154,10 +154,7 @@ def test_vertical_error_moves_rows_of_the_right_view_only():
 
 
 def test_same_seed_same_bytes_and_other_seed_other_scene():
-    first, again, other = render_pair(5), render_pair(5), render_pair(6)
-    for name in ('left', 'right', 'disparity', 'disparity_right', 'occluded'):
-        assert getattr(first, name).tobytes() == getattr(again, name).tobytes()
-    assert not np.array_equal(first.disparity, other.disparity)
+    require_same_bytes_of_same_seed(render_pair)
 
 
 def test_seed_order_does_not_matter():
@@ -167,24 +164,10 @@ def test_seed_order_does_not_matter():
 
 
 @settings(max_examples=25)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    height=st.integers(32, 130),
-    width=st.integers(32, 260),
-    limit=st.floats(4, 200),
-    difficulty=st.floats(0, 1),
-)
+@any_scene
 def test_every_scene_keeps_its_promises(seed, height, width, limit, difficulty):
     sample = render_pair(seed, height, width, limit, difficulty=difficulty)
-    assert sample.left.shape == sample.right.shape == (height, width, 3)
-    assert sample.left.dtype == sample.right.dtype == np.uint8
-    assert sample.disparity.shape == sample.disparity_right.shape == (height, width)
-    assert sample.disparity.dtype == sample.disparity_right.dtype == np.float32
-    assert sample.occluded.dtype == bool
-    assert np.isfinite(sample.disparity).all()
-    assert sample.disparity.min() >= 0
-    assert sample.disparity.max() < limit
-    assert np.isfinite(sample.disparity_right).all()
+    require_promises(sample, height, width, limit)
 
 
 @pytest.mark.parametrize('seed', range(100, 112))
