@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 
 from stereo_kd_ros.commands.main import app as runtime
 from stereo_kd_training.main import app as training
@@ -114,6 +115,16 @@ def test_every_command_has_its_row_options_and_example(program: str, name: str) 
         if parameter.param_type_name == 'option' and not parameter.hidden:
             names = [*parameter.opts, *parameter.secondary_opts]
             assert any(re.search(rf'{re.escape(text)}(?![\w-])', page) for text in names), names
+
+
+@pytest.mark.parametrize(
+    ('program', 'name'), EVERY_COMMAND, ids=[' '.join(words) for words in EVERY_COMMAND]
+)
+def test_help_shows_all_that_is_written_there(program: str, name: str) -> None:
+    command = COMMANDS[program][name]
+    for text in (command.help, *(parameter.help for parameter in command.params)):
+        if text:  # Words in brackets would be taken for a style.
+            assert Text.from_markup(text).plain == re.sub(r'\[/?bold\]', '', text)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=relative)

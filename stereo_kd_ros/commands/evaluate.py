@@ -31,7 +31,9 @@ def evaluate(
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for the reports.')],
     model: Annotated[
         list[str] | None,
-        typer.Option(help='ONNX file or shipped model; give several to compare them. [small]'),
+        typer.Option(
+            help='ONNX file or shipped model; give several to compare them.', show_default='small'
+        ),
     ] = None,
     provider: Annotated[str, typer.Option(help='auto, cpu, cuda, tensorrt or openvino.')] = 'auto',
     truth: Annotated[

@@ -24,7 +24,7 @@ def models(
         float | None,
         typer.Option(
             min=1e-6,
-            help='Focal length [px] times baseline [m]: tells from which depth to which each '
+            help='Focal length in px times baseline in m: tells from which depth to which each '
             'model is of use.',
         ),
     ] = None,

@@ -437,14 +437,16 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help='sgbm-3way, sgbm-hh, sgbm-hh4, bm, hitnet=FILE.onnx or NAME=FILE.onnx@YAML; '
-            'may be repeated. [default: sgbm-3way]'
+            'may be repeated.',
+            show_default='sgbm-3way',
         ),
     ] = None,
     provider: Annotated[
         list[str] | None,
         typer.Option(
             help='ONNX Runtime provider of the models: cpu, openvino, cuda, tensorrt, auto; one '
-            'row for each when repeated. [default: cpu]'
+            'row for each when repeated.',
+            show_default='cpu',
         ),
     ] = None,
     sets: Annotated[
@@ -454,7 +456,8 @@ def evaluate_command(
         int | None, typer.Option(min=1, help='At most so many pairs of each set.')
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help='Method that ratios refer to. [default: the first peer]')
+        str | None,
+        typer.Option(help='Method that ratios refer to.', show_default='the first peer'),
     ] = None,
     json_path: Annotated[
         Path | None, typer.Option('--json', help='Write everything measured as JSON.')

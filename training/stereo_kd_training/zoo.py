@@ -389,9 +389,11 @@ def zoo_command(
         typer.Option(help='JSON of `evaluate --model FILE --json`; may be repeated.'),
     ] = None,
     json_path: Annotated[
-        Path | None, typer.Option('--json', help='[default: zoo.json in the folder]')
+        Path | None, typer.Option('--json', help='Where.', show_default='zoo.json in FOLDER')
     ] = None,
-    readme: Annotated[Path | None, typer.Option(help='[default: README.md in the folder]')] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help='Where.', show_default='README.md in FOLDER')
+    ] = None,
     check: Annotated[
         bool, typer.Option('--check', help='Write nothing; fail when the files are out of date.')
     ] = False,

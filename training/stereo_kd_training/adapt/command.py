@@ -24,7 +24,7 @@ def adapt_command(
     out: Annotated[Path, typer.Option('--out', '-o', help='Model folder to be made.')],
     latency_ms: Annotated[
         float | None,
-        typer.Option(help='Of one pair of the size of the bag. [as the student]'),
+        typer.Option(help='Of one pair of the size of the bag.', show_default='as the student'),
     ] = None,
     student: Annotated[str, typer.Option(help='Model to start from, or a checkpoint.')] = 'small',
     student_ms: Annotated[
@@ -39,9 +39,12 @@ def adapt_command(
         str | None, typer.Option(help='Folder of <stamp>.pfm or .png, or a topic of the bag.')
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(help='Run folder; continued when begun. [OUT.adapt]')
+        Path | None,
+        typer.Option(help='Run folder; continued when begun.', show_default='OUT.adapt'),
     ] = None,
-    name: Annotated[str | None, typer.Option(help='Of the model. [that of OUT]')] = None,
+    name: Annotated[
+        str | None, typer.Option(help='Of the model.', show_default='that of OUT')
+    ] = None,
     margin: Annotated[
         float, typer.Option(help='By which the error against the teacher must fall.')
     ] = 0.1,
@@ -63,7 +66,8 @@ def adapt_command(
         str, typer.Option(help='Licence of the bags, for the manifest.')
     ] = "the bag owner's own",
     teacher_licence: Annotated[
-        str | None, typer.Option(help='Licence of the labels. [as the teacher states]')
+        str | None,
+        typer.Option(help='Licence of the labels.', show_default='as the teacher states'),
     ] = None,
     config: Annotated[
         Path | None, typer.Option('--config', '-c', help='YAML of further settings.')
