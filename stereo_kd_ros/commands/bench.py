@@ -12,6 +12,7 @@ import typer
 
 from stereo_kd_ros.commands.console import (
     console,
+    image_size,
     progress_bar,
     readable_errors,
     require_rclpy,
@@ -81,7 +82,7 @@ def bench(
         _bench_node(
             _words(models) or ['small'],
             _words(providers),
-            [_size(word) for word in _words(sizes)],
+            [image_size(word) for word in _words(sizes)],
             [_rate(word) for word in _words(rates)],
             [_count(word) for word in _words(threads)],
             pairs,
@@ -100,7 +101,7 @@ def bench(
             named,
             _words(providers),
             _words(peers),
-            [_size(word) for word in _words(sizes)],
+            [image_size(word) for word in _words(sizes)],
             [_count(word) for word in _words(threads)],
             runs,
             lambda what, done, total: bar.update(
@@ -223,13 +224,6 @@ def _rate(text: str) -> float:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(',') if word.strip()]
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, mark, height = text.lower().partition('x')
-    if not (mark and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise typer.BadParameter(f'{text!r} is no size; expected WIDTHxHEIGHT, as 640x480')
-    return int(width), int(height)
 
 
 def _count(text: str) -> int:

@@ -51,6 +51,18 @@ def table_of(*columns: str, whole: tuple[str, ...] = (), title: str | None = Non
     return table
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Read `640x480` as (width, height).
+
+    Raises:
+        typer.BadParameter: It is anything else.
+    """
+    width, mark, height = text.lower().partition('x')
+    if not (mark and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise typer.BadParameter(f'{text!r} is no size; expected WIDTHxHEIGHT, as 640x480')
+    return int(width), int(height)
+
+
 def readable_errors(command: Command) -> Command:
     """Turn the project's own errors into one line on stderr and exit code 1.
 

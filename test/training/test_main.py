@@ -93,6 +93,18 @@ def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):
     assert result.exit_code == 1 and 'absent' in result.output.replace('\n', '')
 
 
+def test_what_is_no_size_is_told_before_any_work(tmp_path):
+    out = tmp_path / 'out'
+    for words in (
+        ['ablate', 'signal', '--pool', tmp_path, '-o', out, '--crop', '256'],
+        ['export', tmp_path, '-o', out, '--fixed-size', '640x'],
+        ['quantize', tmp_path / 'x.onnx', '-o', out, '--size', '0x64'],
+    ):
+        result = run(*words)
+        assert result.exit_code == 2 and 'WIDTHxHEIGHT' in result.output, result.output
+    assert not out.exists()
+
+
 def test_exporting_what_is_no_run_names_it(tmp_path):
     result = run('export', tmp_path, '-o', tmp_path / 'x.onnx')
     assert result.exit_code == 1 and 'checkpoint' in result.output

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from stereo_kd_ros.commands.console import image_size
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import stage_bars
 from stereo_kd_training.calibrate import calibrate_command
@@ -190,7 +191,7 @@ def export(
 
     size = None
     if fixed_size:
-        width, height = (int(part) for part in fixed_size.lower().split('x'))
+        width, height = image_size(fixed_size)
         size = (height, width)
     if run.suffix == '.onnx':
         _print_parities(export_again(run, out, size), out)
@@ -350,7 +351,7 @@ def ablate(
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    width, height = (int(part) for part in crop.lower().split('x'))
+    width, height = image_size(crop)
     data = {
         'train': [{'pool': str(pool), 'last': -holdout}],
         'validation': [{'pool': str(pool), 'first': -holdout}],

@@ -462,13 +462,12 @@ def quantize_command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from stereo_kd_ros.commands.console import image_size
     from stereo_kd_ros.model import resolve_model
     from stereo_kd_training.datasets.labelled import labelled_sets
 
     console = Console()
-    width, mark, height = size.lower().partition('x')
-    if not (mark and width.isdigit() and height.isdigit()):
-        raise typer.BadParameter(f'{size!r} is no size; expected WIDTHxHEIGHT, as 512x256')
+    width, height = image_size(size)
     source = resolve_model(model)
     sets = labelled_sets(data) if data else {}
     columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
@@ -481,7 +480,7 @@ def quantize_command(
             limit=limit,
             calibration_pairs=calibration_pairs,
             measured_pairs=pairs,
-            size=(int(height), int(width)),
+            size=(height, width),
             keep=keep,
             progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
