@@ -6,11 +6,15 @@
 2. Only `stereo_kd_ros/node/` and `launch/` import rclpy, message types, message_filters,
    cv_bridge or launch.
 3. No circles, not even through imports inside functions.
+
+And what is imported on a robot, `package.xml` declares or the README installs.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +51,12 @@ ROS_SIDE = {
     'std_srvs',
     'stereo_msgs',
 }
+# Not declared to rosdep: the README installs these with pip, in a virtual environment.
+BY_PIP = {'onnxruntime', 'rich', 'rosbags', 'typer'}
+# Imported where they are found, or with advice where they are asked for and are not.
+OPTIONAL = {'matplotlib', 'onnx', 'openvino'}
+KEYS = {'cv2': 'python3-opencv', 'numpy': 'python3-numpy', 'yaml': 'python3-yaml'}
+"""rosdep's names of packages that are imported by another."""
 
 
 def imported_names(source: str, module: str, is_package: bool = False) -> set[str]:
@@ -169,6 +179,21 @@ def test_only_the_node_imports_ros():
 def test_launch_files_import_no_torch():
     files = {str(path): path for path in sorted((REPOSITORY / 'launch').glob('*.py'))}
     assert offenders(imports_of(files), TORCH_SIDE) == []
+
+
+def test_what_is_imported_on_a_robot_is_declared_or_installed_by_the_readme():
+    launch = imports_of({str(path): path for path in (REPOSITORY / 'launch').glob('*.py')})
+    imported = {
+        name.split('.')[0] for names in {**RUNTIME, **launch}.values() for name in names if name
+    }
+    needed = imported - sys.stdlib_module_names - {'stereo_kd_ros'} - OPTIONAL
+    package = (REPOSITORY / 'package.xml').read_text()
+    declared = re.findall('<exec_depend>(.+)</exec_depend>', package)
+    assert {KEYS.get(name, name) for name in needed - BY_PIP} - set(declared) == set()
+    assert needed >= {*BY_PIP, *KEYS, 'rclpy', 'launch'}
+    readme = (REPOSITORY / 'README.md').read_text()
+    (installed,) = re.findall('^pip install -c src/.+', readme, re.MULTILINE)
+    assert set(installed.split()) >= BY_PIP
 
 
 def test_pure_modules_do_not_depend_on_the_node_or_the_commands():
