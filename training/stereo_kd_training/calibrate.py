@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stereo_kd_training.threads import Threads
+
 
 def calibrate_command(
     trained: Annotated[Path, typer.Argument(help='Run folder, checkpoint or shipped .onnx file.')],
@@ -22,7 +24,7 @@ def calibrate_command(
     pairs: Annotated[int, typer.Option(min=4, help='Pairs of each pool, the last ones.')] = 100,
     name: Annotated[str | None, typer.Option(help='Model name; the file stem without.')] = None,
     version: Annotated[str, typer.Option(help='Model version, of a run or checkpoint.')] = '0.1.0',
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Make the confidence of a trained model a probability; its disparity stays as it is."""
     import torch

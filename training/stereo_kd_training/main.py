@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 from stereo_kd_ros.commands.console import image_size
 from stereo_kd_training.adapt.command import adapt_command
-from stereo_kd_training.bars import stage_bars
+from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.calibrate import calibrate_command
 from stereo_kd_training.curves import curves_command
 from stereo_kd_training.evaluate import evaluate_command
 from stereo_kd_training.quantize import quantize_command
 from stereo_kd_training.sheets import sheet_command
+from stereo_kd_training.threads import Threads, use_threads
 from stereo_kd_training.zoo import zoo_command
 
 app = typer.Typer(
@@ -29,8 +29,6 @@ app = typer.Typer(
     context_settings={'help_option_names': ['-h', '--help']},
     pretty_exceptions_show_locals=False,
 )
-console = Console()
-
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -99,18 +97,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help='Overrides the YAML.')] = None,
     holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Train a student on pools of pairs; stop it whenever you like, start it again later."""
-    import torch
     import yaml
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     from stereo_kd_training.datasets.procedural import PairPool
     from stereo_kd_training.recipe import check_settings
@@ -120,29 +110,21 @@ def train(
         TrainingConfig,
     )
 
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    use_threads(threads)
     fields: dict[str, Any] = yaml.safe_load(config.read_text()) if config else {}
     if steps is not None:
         fields['steps'] = steps
     training = check_settings(TrainingConfig, fields, str(config or 'options'))
     pairs = ConcatenatedPairs([PairPool(folder) for folder in pool])
     learn, measure = pairs.split(holdout)
-    with Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[text]}'),
-        console=console,
-    ) as bar:
-        task = bar.add_task(run.name, total=training.steps, text='')
+    with stage_bars() as report:
+        report(run.name, 0, training.steps, '')
         trainer = Trainer(
             training,
             run,
             learn,
             measure,
-            progress=lambda step, text: bar.update(task, completed=step, text=text),
+            progress=lambda step, text: report(run.name, step, training.steps, text),
         )
         metrics = trainer.run()
     console.print(json.dumps(metrics, indent=2))
@@ -300,16 +282,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Say what would be done, and how long it takes.')
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Teach, cache, distill, prune, tune, export, evaluate; resumable at any point."""
-    import torch
-
     from stereo_kd_training.recipe import read_recipe
     from stereo_kd_training.stages import RecipeRun, plan
 
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    use_threads(threads)
     experiment = read_recipe(recipe, change or ())
     if budget is not None:
         experiment = experiment.with_budget(budget)
@@ -342,15 +321,12 @@ def ablate(
         str, typer.Option(help='Instead of dtpnet where its own parts are not compared.')
     ] = 'dtpnet',
     holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Repeat tables of the papers at a small budget, over several seeds; resumable."""
-    import torch
-
     from stereo_kd_training.ablation import ABLATIONS, Budget, as_markdown, run_ablation
 
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    use_threads(threads)
     width, height = image_size(crop)
     data = {
         'train': [{'pool': str(pool), 'last': -holdout}],

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stereo_kd_training.bars import console, stage_bars
+from stereo_kd_training.threads import Threads, use_threads
 
 
 def adapt_command(
@@ -73,7 +74,7 @@ def adapt_command(
         Path | None, typer.Option('--config', '-c', help='YAML of further settings.')
     ] = None,
     seed: Annotated[int, typer.Option(help='The same seed gives the same student.')] = 0,
-    threads: Annotated[int, typer.Option(min=1, help='CPU threads of PyTorch.')] = 2,
+    threads: Threads = 2,
     dry_run: Annotated[
         bool, typer.Option('--dry-run', help='Look, and say what would be done and how long.')
     ] = False,
@@ -85,15 +86,13 @@ def adapt_command(
     only the report is written, to the run folder, and the exit code is 1. Killed at any point,
     the same command goes on.
     """
-    import torch
     import yaml
 
     from stereo_kd_training.adapt.run import adapt, plan
     from stereo_kd_training.adapt.settings import AdaptSettings
     from stereo_kd_training.recipe import check_settings
 
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    use_threads(threads)
     settings = check_settings(
         AdaptSettings,
         {
