@@ -146,6 +146,19 @@ def test_links_within_the_repository_resolve(page: Path) -> None:
             assert anchor in anchors(target.read_text()), link
 
 
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    waiting = [REPOSITORY / 'README.md']
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            links = (link.partition('#')[0] for link in LINK.findall(page.read_text()))
+            targets = ((page.parent / link).resolve() for link in links)
+            waiting += [target for target in targets if target in PAGES]
+    assert [relative(page) for page in PAGES if page not in reached] == []
+
+
 def test_the_examples_of_the_readme_are_found() -> None:
     called = {words[0] for _, words in examples((REPOSITORY / 'README.md').read_text())}
     assert {'infer', 'evaluate', 'generate', 'train', 'adapt'} <= called
