@@ -55,7 +55,7 @@ from stereo_kd_ros.metrics import (
 from stereo_kd_ros.model import resolve_model
 from stereo_kd_ros.onnx_peer import OnnxPeer, open_onnx_peer
 from stereo_kd_ros.results import machine, path_sha256, percentiles, rounded
-from stereo_kd_ros.truth import TruthFiles, TruthSource, TruthTopic
+from stereo_kd_ros.truth import TruthSource, open_truth
 
 SCHEMA = 'stereo_kd_ros/evaluation/1'
 RANGE_BINS_M = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
@@ -308,7 +308,8 @@ def evaluate(
         tracks = [_Track(matcher, output / f'{matcher.name}.jsonl') for matcher in matchers]
         for track in tracks:
             _resume(track, identity | {'model': track.matcher.describe()})
-        camera, truth = bag.camera, _truth(stack, bag, options.truth)
+        camera = bag.camera
+        truth = stack.enter_context(open_truth(bag, options.truth))
         total = _wanted_pairs(bag.pair_count, options)
         _replay(bag, camera, tracks, truth, teacher, options, lambda done: on_pair(done, total))
         unpaired = dict(bag.unpaired)
@@ -338,9 +339,7 @@ def selected_frames(
 ) -> Iterator[tuple[int, StereoFrame, np.ndarray | None]]:
     """Go through the bag once more for a few pairs: (index, frame, truth or None)."""
     options = options or Options()
-    with ExitStack() as stack:
-        bag = stack.enter_context(_open(bag_path, options))
-        truth = _truth(stack, bag, options.truth)
+    with _open(bag_path, options) as bag, open_truth(bag, options.truth) as truth:
         last = max(wanted, default=-1)
         for index, frame in enumerate(bag.pairs()):
             if index > last:
@@ -405,14 +404,6 @@ def _open(bag_path: Path, options: Options) -> StereoBag:
         namespace=options.namespace,
         tolerance_ns=options.tolerance_ns,
     )
-
-
-def _truth(stack: ExitStack, bag: StereoBag, truth: str | None) -> TruthSource | None:
-    if truth is None:
-        return None
-    if truth in bag.topics:
-        return stack.enter_context(TruthTopic(bag, truth))
-    return TruthFiles(Path(truth))
 
 
 def _wanted_pairs(pairs: int, options: Options) -> int:

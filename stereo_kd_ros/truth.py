@@ -16,6 +16,7 @@ sensor_msgs/PointCloud2         LiDAR, through the bag's /tf_static into the lef
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,22 @@ class TruthSource(Protocol):
 
     def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
         """The raw disparity of a frame, or None. Frames are asked for in time order."""
+
+
+@contextmanager
+def open_truth(bag: StereoBag, truth: str | None) -> Iterator[TruthSource | None]:
+    """The truth of an open bag: a topic of it or a folder of files; None where none is named.
+
+    Raises:
+        TruthError: As `TruthTopic` and `TruthFiles` do.
+    """
+    if truth is None:
+        yield None
+    elif truth in bag.topics:
+        with TruthTopic(bag, truth) as topic:
+            yield topic
+    else:
+        yield TruthFiles(Path(truth))
 
 
 class TruthFiles:

@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import torch
 
-from stereo_kd_ros.bag import StereoBag
 from stereo_kd_ros.bag_sample import first_infos, sample_pairs
 from stereo_kd_ros.camera import StereoCamera, calibration_hash, calibration_record
 from stereo_kd_ros.doctor import Doctor, Finding
@@ -164,9 +163,7 @@ def _examine(
     path: Path, settings: AdaptSettings
 ) -> tuple[StereoCamera, list[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
     """The camera, sampled pairs and findings of one bag."""
-    with StereoBag(
-        path, namespace=settings.namespace, tolerance_ns=round(settings.tolerance_s * 1e9)
-    ) as bag:
+    with settings.open_bag(path) as bag:
         doctor = Doctor(*first_infos(bag))
         pairs = []
         for sample in sample_pairs(bag, SAMPLED_PAIRS):

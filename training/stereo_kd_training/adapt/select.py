@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stereo_kd_ros.bag import StereoBag, StereoFrame
+from stereo_kd_ros.bag import StereoFrame
 from stereo_kd_ros.disparity_io import write_kitti_png
 from stereo_kd_ros.evaluation import ModelMatcher
 from stereo_kd_ros.pair_measures import to_grey
-from stereo_kd_ros.truth import TruthFiles, TruthSource, TruthTopic
+from stereo_kd_ros.truth import open_truth
 from stereo_kd_training.adapt.settings import AdaptError, AdaptSettings, RunFolder, write_json
 from stereo_kd_training.adapt.student import find_student
 from stereo_kd_training.adapt.teachers import open_teacher
@@ -173,12 +172,6 @@ def _require_enough(parts: dict[str, list[str]], dropped: dict[str, int], total:
             )
 
 
-def _open(path: Path, settings: AdaptSettings) -> StereoBag:
-    return StereoBag(
-        path, namespace=settings.namespace, tolerance_ns=round(settings.tolerance_s * 1e9)
-    )
-
-
 def _scanned(
     run: RunFolder, folder: Path, number: int, path: Path, every: int, total: int
 ) -> Scan:
@@ -209,7 +202,7 @@ def _scanned(
 
 
 def _frames(path: Path, settings: AdaptSettings) -> Iterator[tuple[int, StereoFrame]]:
-    with _open(path, settings) as bag:
+    with settings.open_bag(path) as bag:
         yield from enumerate(bag.pairs())
 
 
@@ -233,9 +226,7 @@ def _write_pairs(
     pairs, count = folder / 'pairs', 0
     for part in ('left', 'right', 'truth'):
         (pairs / part).mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        bag = stack.enter_context(_open(path, run.settings))
-        truth = _truth(stack, bag, run.settings.truth)
+    with run.settings.open_bag(path) as bag, open_truth(bag, run.settings.truth) as truth:
         for index, frame in enumerate(bag.pairs()):
             if frame.stamp_ns not in wanted:
                 continue
@@ -250,14 +241,6 @@ def _write_pairs(
             if count == len(wanted):
                 break
     return count
-
-
-def _truth(stack: ExitStack, bag: StereoBag, truth: str | None) -> TruthSource | None:
-    if truth is None:
-        return None
-    if truth in bag.topics:
-        return stack.enter_context(TruthTopic(bag, truth))
-    return TruthFiles(Path(truth))
 
 
 def _differences(run: RunFolder, folder: Path, names: list[str]) -> dict[str, float]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stereo_kd_ros.bag import StereoBag
+
 STAGES = ('look', 'select', 'label', 'render', 'distil', 'prune', 'gate', 'deliver')
 # progress(stage, step, steps, text)
 Progress = Callable[[str, int, int, str], None]
@@ -89,6 +91,12 @@ class AdaptSettings(BaseModel):
     seed: int = 0
     bag_licence: str = "the bag owner's own"
     teacher_licence: str | None = None
+
+    def open_bag(self, path: Path) -> StereoBag:
+        """A bag, to be opened as one of the camera that is meant."""
+        return StereoBag(
+            path, namespace=self.namespace, tolerance_ns=round(self.tolerance_s * 1e9)
+        )
 
     def sha256(self) -> str:
         """Of all that is asked for; names a run without its paths."""
