@@ -16,6 +16,7 @@ truth is for training, so papers compare by five-fold cross-validation: `fold`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,44 +34,78 @@ from stereo_kd_training.datasets.base import (
 
 Split = Literal['training', 'testing']
 
-_FOLDERS = {
-    'kitti2012': ('data_stereo_flow', 'kitti2012', 'kitti_2012', 'kitti12', '2012'),
-    'kitti2015': ('data_scene_flow', 'kitti2015', 'kitti_2015', 'kitti15', '2015'),
-}
-_VIEWS = {
-    'kitti2012': (('colored_0', 'colored_1'), ('image_0', 'image_1')),
-    'kitti2015': (('image_2', 'image_3'),),
-}
 
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the two sets, opened by a call: `kitti2015(root, occluded=False)`.
 
-def kitti2012(
-    root: str | Path,
-    split: Split = 'training',
-    occluded: bool = True,
-    skip_incomplete: bool = False,
-) -> StereoDataset:
-    """KITTI 2012; `occluded` counts the pixels that only the left camera sees, too.
-
-    Raises:
-        DatasetError: not there, or incomplete.
+    Attributes:
+        name: of the set.
+        folders: that its archive's content may lie in, below the root; the usual one first.
+        views: folders of left and right pictures, those to prefer first.
+        truth: folders of the truth of all pixels, and of those visible in both views.
     """
-    truth = 'disp_occ' if occluded else 'disp_noc'
-    return _read('kitti2012', Path(root), split, truth, skip_incomplete)
+
+    name: str
+    folders: tuple[str, ...]
+    views: tuple[tuple[str, str], ...]
+    truth: tuple[str, str]
+
+    def __call__(
+        self,
+        root: str | Path,
+        split: Split = 'training',
+        occluded: bool = True,
+        skip_incomplete: bool = False,
+    ) -> StereoDataset:
+        """Its pairs; `occluded` counts the pixels that only the left camera sees, too.
+
+        Raises:
+            DatasetError: not there, or incomplete.
+        """
+        if split not in ('training', 'testing'):
+            raise DatasetError(f"split must be 'training' or 'testing', got {split!r}")
+        root = Path(root)
+        truth = self.truth[0] if occluded else self.truth[1]
+        bases = candidate_folders(root, self.folders)
+        # A root may be the split's folder itself.
+        places = [base / split for base in bases] + ([root] if root.name == split else [])
+        for place in places:
+            for left_name, right_name in self.views:
+                frames = sorted((place / left_name).glob('*_10.png'))
+                pairs = [
+                    PairFiles(
+                        left.stem,
+                        left,
+                        place / right_name / left.name,
+                        place / truth / left.name if split == 'training' else None,
+                        read_kitti_png,
+                    )
+                    for left in frames
+                ]
+                if pairs:
+                    what = f'{self.name} {split} in {place}'
+                    complete = complete_pairs(pairs, what, skip_incomplete)
+                    return StereoDataset(self.name, complete)
+        folders = [folder for views in self.views for folder in views]
+        if split == 'training':
+            folders.append(truth)
+        looked_for = [f'[{self.folders[0]}/]{split}/{folder}/*_10.png' for folder in folders]
+        raise not_found(root, f'{self.name} ({split})', looked_for)
 
 
-def kitti2015(
-    root: str | Path,
-    split: Split = 'training',
-    occluded: bool = True,
-    skip_incomplete: bool = False,
-) -> StereoDataset:
-    """KITTI 2015; `occluded` counts the pixels that only the left camera sees, too.
-
-    Raises:
-        DatasetError: not there, or incomplete.
-    """
-    truth = 'disp_occ_0' if occluded else 'disp_noc_0'
-    return _read('kitti2015', Path(root), split, truth, skip_incomplete)
+kitti2012 = Benchmark(
+    'kitti2012',
+    folders=('data_stereo_flow', 'kitti2012', 'kitti_2012', 'kitti12', '2012'),
+    views=(('colored_0', 'colored_1'), ('image_0', 'image_1')),
+    truth=('disp_occ', 'disp_noc'),
+)
+kitti2015 = Benchmark(
+    'kitti2015',
+    folders=('data_scene_flow', 'kitti2015', 'kitti_2015', 'kitti15', '2015'),
+    views=(('image_2', 'image_3'),),
+    truth=('disp_occ_0', 'disp_noc_0'),
+)
 
 
 def fold(
@@ -93,35 +128,3 @@ def fold(
     held_out = np.array_split(order, folds)[index]
     kept = np.setdiff1d(order, held_out)
     return dataset.subset(kept.tolist()), dataset.subset(sorted(held_out.tolist()))
-
-
-def _read(name: str, root: Path, split: Split, truth: str, skip_incomplete: bool) -> StereoDataset:
-    if split not in ('training', 'testing'):
-        raise DatasetError(f"split must be 'training' or 'testing', got {split!r}")
-    bases = candidate_folders(root, _FOLDERS[name])
-    # A root may be the split's folder itself.
-    places = [base / split for base in bases] + ([root] if root.name == split else [])
-    for place in places:
-        for left_name, right_name in _VIEWS[name]:
-            frames = sorted((place / left_name).glob('*_10.png'))
-            pairs = [
-                PairFiles(
-                    left.stem,
-                    left,
-                    place / right_name / left.name,
-                    place / truth / left.name if split == 'training' else None,
-                    read_kitti_png,
-                )
-                for left in frames
-            ]
-            if pairs:
-                what = f'{name} {split} in {place}'
-                return StereoDataset(name, complete_pairs(pairs, what, skip_incomplete))
-    looked_for = [
-        f'[{_FOLDERS[name][0]}/]{split}/{folder}/*_10.png'
-        for views in _VIEWS[name]
-        for folder in views
-    ]
-    if split == 'training':
-        looked_for.append(f'[{_FOLDERS[name][0]}/]{split}/{truth}/*_10.png')
-    raise not_found(root, f'{name} ({split})', looked_for)
