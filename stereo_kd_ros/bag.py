@@ -65,6 +65,7 @@ _IMAGE_NAMES = (
     'image_raw_color',
 )
 
+_EXPECTED = 'a rosbag2 folder with metadata.yaml, an .mcap or .db3 file, or a ROS 1 .bag file'
 _READ_ERRORS = (AnyReaderError, Rosbag1Error, Rosbag2Error, OSError, ValueError, KeyError)
 
 
@@ -147,8 +148,8 @@ class Bag:
             reader.open()
         except _READ_ERRORS as error:
             raise BagError(
-                f'{self.path} cannot be read as a bag: {error}. Expected a rosbag2 folder with '
-                'metadata.yaml, an .mcap or .db3 file, or a ROS 1 .bag file.'
+                f'{self.path} cannot be read as a bag: {str(error).rstrip(".")}. '
+                f'Expected {_EXPECTED}.'
             ) from error
         self._reader = reader
         if not reader.message_count:
@@ -570,7 +571,7 @@ def _stamp_format(cdr: bytes) -> str:
 
 def _storage_path(path: Path) -> Path:
     if not path.exists():
-        raise BagError(f'{path} does not exist.')
+        raise BagError(f'{path} does not exist. Expected {_EXPECTED}.')
     if path.is_dir() and not (path / 'metadata.yaml').exists():
         files = sorted([*path.glob('*.mcap'), *path.glob('*.db3'), *path.glob('*.bag')])
         if len(files) != 1:

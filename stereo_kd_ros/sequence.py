@@ -118,12 +118,16 @@ def read_picture(path: str | Path, *, colour: bool = False) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise SequenceError(f'{path}: no such file.')
+        wrong = 'a folder, expected a picture' if path.is_dir() else 'no such file; check the path'
+        raise SequenceError(f'{path}: {wrong}.')
     flags = cv2.IMREAD_COLOR if colour else cv2.IMREAD_ANYCOLOR
     encoded = np.frombuffer(path.read_bytes(), np.uint8)
     picture = cv2.imdecode(encoded, flags) if encoded.size else None
     if picture is None:
-        raise SequenceError(f'{path}: not a picture that OpenCV can decode.')
+        raise SequenceError(
+            f'{path}: not a picture that OpenCV can decode; expected PNG, JPEG, PGM, TIFF or the '
+            'like, and the whole of it.'
+        )
     return picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 

@@ -94,13 +94,16 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path, pair: list[str], model: Pa
 
     for arguments, said in [
         (([pair[0], str(narrow)], model), '96x64'),
-        (([pair[0], str(tmp_path / 'absent.png')], model), 'no such file'),
-        (([pair[0], str(text)], model), 'not a picture'),
+        (([pair[0], str(narrow)], model), 'both pictures of one pair'),
+        (([pair[0], str(tmp_path / 'absent.png')], model), 'no such file; check the path'),
+        (([pair[0], str(tmp_path)], model), 'a folder, expected a picture'),
+        (([pair[0], str(text)], model), 'expected PNG'),
         ((pair, tmp_path / 'absent.onnx'), 'absent.onnx'),
         ((pair, broken), 'broken.onnx'),
         ((pair, breaker), 'confidence'),
         ((pair, model, '--calib', str(calibration)), 'no calibration in it'),
         ((pair, model, '--provider', 'cuda'), 'cuda'),
+        ((pair, model, '--output', str(text)), 'a file is in the way of the folder'),
     ]:
         code, output = _infer(arguments[0], tmp_path / 'out', *arguments[1:])
         assert code == 1, output

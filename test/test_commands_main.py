@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -66,3 +67,49 @@ def test_own_errors_are_readable_and_bugs_keep_their_traceback(
     assert 'error: the [left] folder is empty' in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(('command', 'options'), [('evaluate', ['-o', 'report']), ('doctor', [])])
+@pytest.mark.parametrize(
+    ('bag', 'said'),
+    [
+        (
+            'absent',
+            'absent does not exist. Expected a rosbag2 folder with metadata.yaml, an .mcap',
+        ),
+        ('text.db3', 'text.db3 cannot be read as a bag'),
+        ('empty', 'empty is no bag: it has no metadata.yaml'),
+    ],
+)
+def test_a_bag_that_is_none_is_told_with_what_would_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command, options, bag, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text.db3').write_text('no bag')
+    (tmp_path / 'empty').mkdir()
+    result = CliRunner().invoke(app, [command, bag, *options])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert said in ' '.join(result.output.split())
+    assert '..' not in result.output.replace('...', '')
+
+
+def test_what_the_system_refuses_is_told_with_path_and_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'file').touch()
+
+    @readable_errors
+    def read(name: str) -> None:
+        (tmp_path / name).read_text()
+
+    for name, said in (
+        ('absent.json', 'there is no such file or folder; check the path.'),
+        ('file/within.json', 'a part of this path is a file where a folder is needed'),
+        ('.', 'is a folder where a file is expected'),
+    ):
+        with pytest.raises(typer.Exit):
+            read(name)
+        told = capsys.readouterr().err
+        assert f'{tmp_path / name}: {said}' in told
+        assert 'Errno' not in told

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the work failed (a bad file, a dead node), 2 the command w
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,6 +29,16 @@ console = Console()
 error_console = Console(stderr=True)
 
 Command = TypeVar('Command', bound=Callable[..., Any])
+
+_CAUSES = {
+    errno.ENOENT: 'there is no such file or folder; check the path',
+    errno.ENOTDIR: 'a part of this path is a file where a folder is needed; check the path',
+    errno.EISDIR: 'is a folder where a file is expected; give a file',
+    errno.EEXIST: 'a file is in the way of the folder to be made; give another name',
+    errno.EACCES: 'this user may not open it; change its permissions or give another path',
+    errno.EROFS: 'nothing can be written there; give another path',
+    errno.ENOSPC: 'the disk is full; make room, then run the command again',
+}
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
@@ -63,6 +74,14 @@ def image_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def message_of(error: Exception) -> str:
+    """What to tell the user: of what the system refused, the path, the reason and what to do."""
+    cause = _CAUSES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if cause is None:
+        return str(error)
+    return f'{error.filename}: {cause}.' if error.filename else f'{cause}.'
+
+
 def readable_errors(command: Command) -> Command:
     """Turn the project's own errors into one line on stderr and exit code 1.
 
@@ -77,7 +96,7 @@ def readable_errors(command: Command) -> Command:
             if not _is_for_the_user(error):
                 raise
             error_console.print('[red]error:[/red] ', end='')
-            error_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            error_console.print(message_of(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
     return wrapper  # type: ignore[return-value]

@@ -47,7 +47,8 @@ def infer(
     if left_rgb.shape != right_rgb.shape:
         raise SequenceError(
             f'{left} is {width}x{height} and {right} is '
-            f'{right_rgb.shape[1]}x{right_rgb.shape[0]}: a rectified pair has one size.'
+            f'{right_rgb.shape[1]}x{right_rgb.shape[0]}: a rectified pair has one size. '
+            'Give both pictures of one pair, rectified together.'
         )
     camera = read_camera(calib, width, height) if calib else None
     engine = StereoEngine(resolve_model(model), provider=provider)

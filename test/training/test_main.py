@@ -89,8 +89,28 @@ def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):
     result = run('train', tmp_path / 'run', '--pool', pool, '-c', config)
     assert result.exit_code == 1
     assert "networc: unknown key; did you mean 'network'?" in result.output.replace('\n', ' ')
-    result = run('train', tmp_path / 'run', '--pool', tmp_path / 'absent')
-    assert result.exit_code == 1 and 'absent' in result.output.replace('\n', '')
+    for words, said in (
+        (['--pool', tmp_path / 'absent'], 'absent/pool.json does not exist; make a pool with'),
+        (['--pool', pool, '--holdout', 3], 'generate more, or measure on fewer (--holdout)'),
+        (['--pool', pool, '-c', tmp_path / 'absent.yaml'], 'absent.yaml cannot be read: No such'),
+        (['--pool', pool, '-c', pool], 'pool cannot be read: Is a directory'),
+    ):
+        result = run('train', tmp_path / 'run', *words)
+        assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+        assert said in result.output.replace('\n', '')
+
+
+def test_a_config_that_is_no_set_of_keys_is_told_with_its_name(tmp_path):
+    config = tmp_path / 'some.yaml'
+    for text, said in (('- 3', 'holds list, expected keys with'), ('a: [', 'is not YAML')):
+        config.write_text(text)
+        for words in (
+            ['train', tmp_path / 'run', '--pool', tmp_path, '-c', config],
+            ['adapt', tmp_path, '--teacher', 'small', '-o', tmp_path / 'model', '-c', config],
+        ):
+            result = run(*words)
+            assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+            assert f'some.yaml {said}' in result.output.replace('\n', '')
 
 
 def test_what_is_no_size_is_told_before_any_work(tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from stereo_kd_ros.commands.console import image_size
+from stereo_kd_ros.commands.console import image_size, message_of
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.calibrate import calibrate_command
@@ -46,7 +46,7 @@ def readable_errors(command: Command) -> Command:
             if not ours and not isinstance(error, OSError):
                 raise
             console.print('[red]error:[/red] ', end='')
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            console.print(message_of(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
     return wrapper  # type: ignore[return-value]
@@ -100,10 +100,8 @@ def train(
     threads: Threads = 2,
 ) -> None:
     """Train a student on pools of pairs; stop it whenever you like, start it again later."""
-    import yaml
-
     from stereo_kd_training.datasets.procedural import PairPool
-    from stereo_kd_training.recipe import check_settings
+    from stereo_kd_training.recipe import check_settings, read_settings
     from stereo_kd_training.train import (
         ConcatenatedPairs,
         Trainer,
@@ -111,7 +109,7 @@ def train(
     )
 
     use_threads(threads)
-    fields: dict[str, Any] = yaml.safe_load(config.read_text()) if config else {}
+    fields = read_settings(config) if config else {}
     if steps is not None:
         fields['steps'] = steps
     training = check_settings(TrainingConfig, fields, str(config or 'options'))

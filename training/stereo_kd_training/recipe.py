@@ -298,18 +298,32 @@ def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, no YAML, an unset variable, or a key or value that is wrong;
             every mistake is listed with where it is.
     """
+    content = read_settings(path)
+    for change in changes:
+        _change(content, change)
+    return check_recipe(_expanded(content, str(path)), str(path))
+
+
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """Keys and values of a YAML file; none of an empty one.
+
+    Raises:
+        RecipeError: no such file, no YAML, or something else than keys with values.
+    """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except OSError as error:
-        raise RecipeError(f'{path} cannot be read: {error.strerror}') from error
-    except yaml.YAMLError as error:
+        raise RecipeError(f'{path} cannot be read: {error.strerror}; check the path') from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f'{path} is not YAML: {error}') from error
+    if content is None:
+        return {}
     if not isinstance(content, dict):
-        raise RecipeError(f'{path} holds {type(content).__name__}, expected sections by name')
-    for change in changes:
-        _change(content, change)
-    return check_recipe(_expanded(content, str(path)), str(path))
+        raise RecipeError(
+            f'{path} holds {type(content).__name__}, expected keys with values, as in `steps: 400`'
+        )
+    return content
 
 
 def _change(content: dict[str, Any], change: str) -> None:

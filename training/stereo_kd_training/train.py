@@ -765,7 +765,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise TrainingError(f'there is no checkpoint {path}')
+        raise TrainingError(
+            f'there is no checkpoint {path}; give a run folder of `stereo-kd-train train`, or the '
+            'checkpoint.pt in it'
+        )
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets
@@ -850,7 +853,8 @@ class ConcatenatedPairs:
         count = len(self)
         if holdout >= count:
             raise TrainingError(
-                f'{count} pairs cannot spare {holdout} for measuring; generate more'
+                f'{count} pairs cannot spare {holdout} for measuring; generate more, or '
+                'measure on fewer (--holdout)'
             )
         return (
             ConcatenatedPairs(self._sources, self._indices[: count - holdout]),

@@ -86,11 +86,9 @@ def adapt_command(
     only the report is written, to the run folder, and the exit code is 1. Killed at any point,
     the same command goes on.
     """
-    import yaml
-
     from stereo_kd_training.adapt.run import adapt, plan
     from stereo_kd_training.adapt.settings import AdaptSettings
-    from stereo_kd_training.recipe import check_settings
+    from stereo_kd_training.recipe import check_settings, read_settings
 
     use_threads(threads)
     settings = check_settings(
@@ -116,9 +114,9 @@ def adapt_command(
             'bag_licence': bag_licence,
             'teacher_licence': teacher_licence,
             'seed': seed,
-            **(yaml.safe_load(config.read_text()) if config else {}),
+            **(read_settings(config) if config else {}),
         },
-        'adapt',
+        str(config or 'options'),
     )
     folder = work or out.with_name(f'{out.name}.adapt')
     with stage_bars() as report:
