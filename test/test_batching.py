@@ -13,17 +13,9 @@ from stereo_kd_ros.batching import BatchingEngine
 from stereo_kd_ros.engine import EngineError, StereoEngine
 
 pytest.importorskip('onnx', reason='builds its models with onnx')
-from contract_models import difference_model
+from contract_models import difference, difference_model, random_pair
 
 WAIT_S = 60
-
-
-def random_pair(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-
-
-def expected(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.abs((left.astype(float) - right.astype(float)).mean(axis=2))
 
 
 @pytest.fixture
@@ -82,7 +74,7 @@ def test_pairs_that_wait_run_together_and_apart_by_size(engine, monkeypatch):
     sizes = [(10, 12)] + [(20, 30)] * 5 + [(8, 9)]
     pairs = [random_pair(*size, seed) for seed, size in enumerate(sizes)]
     for answer, pair in zip(run_all(batching, gate, pairs), pairs):
-        np.testing.assert_allclose(answer.disparity, expected(*pair), atol=1e-3)
+        np.testing.assert_allclose(answer.disparity, difference(*pair), atol=1e-3)
         assert answer.inference_ms > 0
     assert gate.batches == [3, 2]
     assert (batching.runs, batching.pairs) == (4, 7)
@@ -95,9 +87,13 @@ def test_who_brings_a_wrong_pair_fails_alone(engine, monkeypatch):
     answers = run_all(batching, gate, wrong)
     assert isinstance(answers[2], EngineError)
     for number in (0, 1, 3):
-        np.testing.assert_allclose(answers[number].disparity, expected(*pairs[number]), atol=1e-3)
+        np.testing.assert_allclose(
+            answers[number].disparity, difference(*pairs[number]), atol=1e-3
+        )
     # And it goes on.
-    np.testing.assert_allclose(batching.infer(*pairs[0]).disparity, expected(*pairs[0]), atol=1e-3)
+    np.testing.assert_allclose(
+        batching.infer(*pairs[0]).disparity, difference(*pairs[0]), atol=1e-3
+    )
 
 
 def test_a_model_of_one_pair_gets_them_one_by_one(tmp_path, monkeypatch):
@@ -109,7 +105,7 @@ def test_a_model_of_one_pair_gets_them_one_by_one(tmp_path, monkeypatch):
     batching, gate = BatchingEngine(engine), Gate(engine, monkeypatch)
     pairs = [random_pair(6, 7, seed) for seed in range(3)]
     for answer, pair in zip(run_all(batching, gate, pairs), pairs):
-        np.testing.assert_allclose(answer.disparity, expected(*pair), atol=1e-3)
+        np.testing.assert_allclose(answer.disparity, difference(*pair), atol=1e-3)
     assert gate.batches == []
 
 

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -13,21 +11,14 @@ import pytest
 from stereo_kd_ros.binding import SIZES_FITTED, SIZES_KEPT, DeviceBinding, HostBinding
 
 pytest.importorskip('onnx', reason='builds its models with onnx')
-from contract_models import difference_model
+from at_once import at_once
+from contract_models import difference, difference_model, random_pair
 
 
 @pytest.fixture(scope='module')
 def session(tmp_path_factory):
     path = difference_model(tmp_path_factory.mktemp('models') / 'difference.onnx')
     return onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-
-
-def random_pair(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-
-
-def expected(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.abs((left.astype(float) - right.astype(float)).mean(axis=2))
 
 
 @pytest.fixture(params=['host', 'device', 'device with graphs'])
@@ -42,7 +33,7 @@ def test_sizes_come_and_go(binding):
         for step in range(SIZES_KEPT + 3):
             left, right = random_pair(10 + step, 20, seed=100 * turn + step)
             disparity, confidence = binding.run(left, right)
-            np.testing.assert_allclose(disparity, expected(left, right), atol=1e-3)
+            np.testing.assert_allclose(disparity, difference(left, right), atol=1e-3)
             np.testing.assert_allclose(confidence, disparity / 255, atol=1e-5)
 
 
@@ -52,7 +43,7 @@ def test_a_batch_is_its_pairs(binding):
     disparity, confidence = binding.run_batch(left, right)
     assert disparity.shape == confidence.shape == (3, 9, 11)
     for number, pair in enumerate(pairs):
-        np.testing.assert_allclose(disparity[number], expected(*pair), atol=1e-3)
+        np.testing.assert_allclose(disparity[number], difference(*pair), atol=1e-3)
         np.testing.assert_allclose(binding.run(*pair)[0], disparity[number])
 
 
@@ -68,24 +59,17 @@ def test_a_result_stays_what_it_was(binding):
 def test_views_are_taken(binding):
     left, right = random_pair(20, 30)
     left, right = left[::2, 5:25], right[::-2, 5:25, ::-1]
-    np.testing.assert_allclose(binding.run(left, right)[0], expected(left, right), atol=1e-3)
+    np.testing.assert_allclose(binding.run(left, right)[0], difference(left, right), atol=1e-3)
 
 
 def test_threads_do_not_mix_their_pairs(binding):
-    failures = []
-
     def work(seed: int) -> None:
         left, right = random_pair(12, 14, seed)
         for _ in range(30):
-            if not np.allclose(binding.run(left, right)[0], expected(left, right), atol=1e-3):
-                failures.append(seed)
+            got = binding.run(left, right)[0]
+            np.testing.assert_allclose(got, difference(left, right), atol=1e-3)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(work, range(4))
 
 
 def test_the_device_keeps_a_bounded_number_of_sizes(session):
@@ -129,7 +113,7 @@ def test_a_size_runs_with_the_session_made_for_it(session):
     for step in range(len(fitted)):
         left, right = random_pair(10 + step, 20)
         disparity, _ = binding.run(left, right)
-        np.testing.assert_allclose(disparity, expected(left, right), atol=1e-3)
+        np.testing.assert_allclose(disparity, difference(left, right), atol=1e-3)
     # The oldest has made room.
     assert [of_size.runs for of_size in fitted] == [0] + [1] * SIZES_FITTED
     assert not binding.fits(10, 20)

@@ -21,7 +21,8 @@ from stereo_kd_ros.engine import EXECUTION_PROVIDERS, EngineError, StereoEngine,
 from stereo_kd_ros.model import Manifest, ModelError, write_manifest
 
 onnx = pytest.importorskip('onnx', reason='builds its models with onnx')
-from contract_models import difference_model  # noqa: E402
+from at_once import at_once  # noqa: E402
+from contract_models import difference, difference_model, random_pair  # noqa: E402
 
 AVAILABLE = onnxruntime.get_available_providers()
 NOT_BUILT_IN = [name for name, full in EXECUTION_PROVIDERS.items() if full not in AVAILABLE]
@@ -40,16 +41,6 @@ def engine(model_file) -> StereoEngine:
     return StereoEngine(model_file, 'cpu')
 
 
-def random_pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-    return left, right
-
-
-def expected_disparity(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.abs((left.astype(float) - right.astype(float)).mean(axis=2))
-
-
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_any_size_gives_maps_of_that_size(engine, height, width, seed):
     left, right = random_pair(height, width, seed)
@@ -58,7 +49,7 @@ def test_any_size_gives_maps_of_that_size(engine, height, width, seed):
         assert array.shape == (height, width)
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
-    np.testing.assert_allclose(result.disparity, expected_disparity(left, right), atol=1e-3)
+    np.testing.assert_allclose(result.disparity, difference(left, right), atol=1e-3)
     np.testing.assert_allclose(result.confidence, result.disparity / 255, atol=1e-5)
     assert result.inference_ms > 0
 
@@ -68,7 +59,7 @@ def test_views_and_read_only_images_are_taken(engine):
     left, right = left[::2, 5:25], right[::-2, 5:25, ::-1]
     left.flags.writeable = False
     result = engine.infer(left, right)
-    np.testing.assert_allclose(result.disparity, expected_disparity(left, right), atol=1e-3)
+    np.testing.assert_allclose(result.disparity, difference(left, right), atol=1e-3)
 
 
 def test_a_result_stays_what_it_was(engine):
@@ -81,21 +72,13 @@ def test_a_result_stays_what_it_was(engine):
 
 
 def test_threads_do_not_mix_their_pairs(engine):
-    failures = []
-
     def work(seed: int) -> None:
         left, right = random_pair(30 + seed, 40, seed)
         for _ in range(20):
             got = engine.infer(left, right).disparity
-            if not np.allclose(got, expected_disparity(left, right), atol=1e-3):
-                failures.append(seed)
+            np.testing.assert_allclose(got, difference(left, right), atol=1e-3)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(work, range(4))
 
 
 @pytest.mark.parametrize('options', [{'threads': 1}, {'threads': 2, 'spinning': False}])
@@ -221,7 +204,7 @@ def test_more_outputs_than_the_contracts_are_no_breach(tmp_path):
     )
     left, right = random_pair(9, 11)
     result = StereoEngine(path, 'cpu').infer(left, right)
-    np.testing.assert_allclose(result.disparity, expected_disparity(left, right), atol=1e-3)
+    np.testing.assert_allclose(result.disparity, difference(left, right), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +256,7 @@ def test_a_failing_model_is_an_error_and_the_engine_goes_on(tmp_path, capfd):
             engine.infer(*random_pair(10, 13))
         left, right = random_pair(10, 12)
         np.testing.assert_allclose(
-            engine.infer(left, right).disparity, expected_disparity(left, right), atol=1e-3
+            engine.infer(left, right).disparity, difference(left, right), atol=1e-3
         )
     assert capfd.readouterr() == ('', '')
 
@@ -325,7 +308,7 @@ def test_maps_of_another_size_than_the_images_are_an_error(tmp_path):
 def test_what_is_no_disparity_becomes_nan(tmp_path):
     path = difference_model(tmp_path / 'negative.onnx', bias=-60.0)
     left, right = random_pair(20, 20)
-    truth = expected_disparity(left, right) - 60
+    truth = difference(left, right) - 60
     disparity = StereoEngine(path, 'cpu').infer(left, right).disparity
     assert (truth < -0.1).any()
     assert np.isnan(disparity[truth < -0.1]).all()
@@ -373,9 +356,7 @@ def test_openvino_agrees_with_the_cpu(model_file, precision):
     for height, width in ((48, 64), (33, 47), (128, 128)):
         left, right = random_pair(height, width)
         result = engine.infer(left, right)
-        np.testing.assert_allclose(
-            result.disparity, expected_disparity(left, right), rtol=0.02, atol=0.5
-        )
+        np.testing.assert_allclose(result.disparity, difference(left, right), rtol=0.02, atol=0.5)
 
 
 @needs_openvino
@@ -394,7 +375,7 @@ def test_openvino_has_a_session_of_its_own_for_the_size_warmed_up(model_file):
     for height, width in ((48, 64), (20, 30)):
         left, right = random_pair(height, width)
         np.testing.assert_allclose(
-            engine.infer(left, right).disparity, expected_disparity(left, right), atol=0.01
+            engine.infer(left, right).disparity, difference(left, right), atol=0.01
         )
 
 
@@ -418,7 +399,7 @@ def test_a_size_warmed_up_gets_a_session_that_takes_it_alone(model_file):
     for height, width in ((20, 30), (30, 20)):
         left, right = random_pair(height, width)
         np.testing.assert_allclose(
-            engine.infer(left, right).disparity, expected_disparity(left, right), atol=1e-3
+            engine.infer(left, right).disparity, difference(left, right), atol=1e-3
         )
     engine.close()
     with pytest.raises(EngineError, match='closed'):
@@ -517,7 +498,7 @@ def test_cuda_serves_while_tensorrt_builds_for_the_size_in_use(model_file, prete
     # Any other size goes where it went before.
     np.testing.assert_allclose(
         engine.infer(left[1:], right[1:]).disparity,
-        expected_disparity(left[1:], right[1:]),
+        difference(left[1:], right[1:]),
         atol=1e-3,
     )
     assert engine.provider == 'cuda'
@@ -624,7 +605,7 @@ def test_the_quickest_way_on_the_cpu_is_measured_once_per_size(model_file, choic
     assert len(choices) == 2
     left, right = random_pair(20, 30)
     np.testing.assert_allclose(
-        again.infer(left, right).disparity, expected_disparity(left, right), atol=1e-3
+        again.infer(left, right).disparity, difference(left, right), atol=1e-3
     )
 
 

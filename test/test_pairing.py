@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 
 import pytest
+from at_once import at_once
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,13 +288,7 @@ def test_adding_from_two_threads_keeps_the_books():
     def add(method):
         pairs.extend(pair for stamp in range(2000) if (pair := method(stamp, stamp)))
 
-    threads = [
-        threading.Thread(target=add, args=(m,)) for m in (matcher.add_left, matcher.add_right)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(add, (matcher.add_left, matcher.add_right))
     assert matcher.counts['pairs'] == len(pairs)
     assert matcher.added == 4000 == 2 * len(pairs) + pending(matcher) + matcher.dropped
 

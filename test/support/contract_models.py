@@ -14,10 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 Dimension = int | str
+
+
+def random_pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two (H, W, 3) uint8 images of noise."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    return left, right
+
+
+def difference(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The disparity that `difference_model` answers with, (H, W)."""
+    return np.abs((left.astype(float) - right.astype(float)).mean(axis=2))
 
 
 def difference_model(
