@@ -34,6 +34,8 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from stereo_kd_ros.sessions import quiet_session
+
 
 class OnnxPeerError(ValueError):
     """An adapter that says nonsense, or a network that does not fit its adapter."""
@@ -164,14 +166,8 @@ class OnnxPeer:
             content = path.read_bytes()
         except OSError as error:
             raise OnnxPeerError(f'{path}: cannot be read: {error.strerror}') from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(
-                content, options, providers=['CPUExecutionProvider']
-            )
+            self._session = quiet_session(content, threads)
         except Exception as error:  # onnxruntime raises types of its own for every fault
             raise OnnxPeerError(f'{path}: onnxruntime cannot load it: {error}') from error
         self.adapter, self.path = adapter, path

@@ -38,6 +38,7 @@ from stereo_kd_ros.model import (
     read_manifest,
     write_manifest,
 )
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.datasets.procedural import PoolManifest
 from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.networks.contract import ContractModel
@@ -189,11 +190,7 @@ def check_parity(
     Raises:
         ExportError: the file breaks the contract or does not run at a size.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = quiet_session(path)
     try:
         check_contract(session.get_inputs(), session.get_outputs())
     except ModelError as error:

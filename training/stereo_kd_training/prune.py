@@ -38,6 +38,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.complexity import complexity
 from stereo_kd_training.networks import StereoNetwork, StereoOutput, create
 from stereo_kd_training.networks.base import ChannelTrace, channel_trace
@@ -390,19 +391,12 @@ def measure_latency_ms(
     network: StereoNetwork, height: int = 480, width: int = 640, threads: int = 2, runs: int = 7
 ) -> float:
     """Median milliseconds of the exported network in ONNX Runtime on this machine's CPU."""
-    import onnxruntime
-
     from stereo_kd_training.export import example_pair, export_network
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'candidate.onnx'
         export_network(network, path, sizes=())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
-        )
+        session = quiet_session(path, threads)
     left, right = example_pair(height, width)
     times_ms = []
     for _ in range(runs + 2):

@@ -44,6 +44,7 @@ from stereo_kd_ros.model import (
     write_manifest,
 )
 from stereo_kd_ros.procedural import StereoSample, render_pair
+from stereo_kd_ros.sessions import quiet_session
 
 PRECISIONS = ('int8', 'fp16')
 # What a variant may lose in EPE on generated pairs.
@@ -415,15 +416,8 @@ def _epe(path: Path, samples: Sequence[Any]) -> float:
         QuantizeError: the file does not run.
         ModelError: it breaks the contract.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = int(os.environ.get('OMP_NUM_THREADS', '0') or 0)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
-        )
+        session = quiet_session(path, int(os.environ.get('OMP_NUM_THREADS', '0') or 0))
     except Exception as error:  # ONNX Runtime's own errors share no base class
         raise QuantizeError(f'{path.name} does not load: {error}') from error
     try:

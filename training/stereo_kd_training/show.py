@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training import networks, prune
 from stereo_kd_training.complexity import complexity
 from stereo_kd_training.datasets.labelled import labelled_sets
@@ -112,8 +113,6 @@ def measure(
 
 def _exported(name: str, options: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Parity and latency of an untrained network's ONNX file."""
-    import onnxruntime
-
     torch.manual_seed(0)
     network = networks.create(name, **options).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,12 +120,7 @@ def _exported(name: str, options: dict[str, Any], seconds: float) -> dict[str, A
         # Ties between untrained scores may go either way; what is off is reported, not refused.
         sizes = ((96, 160), (101, 163))
         parity = export_network(network, path, sizes=sizes, tolerance_px=network.max_disparity_px)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=['CPUExecutionProvider']
-        )
+        session = quiet_session(path, threads=1)
         left, right = example_pair(480, 640)
         times: list[float] = []
         while len(times) < 2 or (sum(times) < seconds and len(times) < 20):

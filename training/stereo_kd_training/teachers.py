@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from stereo_kd_ros.disparity_io import read_kitti_png, read_pfm
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training import networks
 from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
 from stereo_kd_training.networks.checkpoint import load_checkpoint
@@ -392,19 +393,11 @@ class OnnxTeacher(Teacher):
         providers: Sequence[str] = ('CPUExecutionProvider',),
         threads: int | None = None,
     ) -> None:
-        import onnxruntime
-
         model = Path(model)
         if not model.is_file():
             raise TeacherError(f'no ONNX teacher at {model}')
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(model), options, providers=list(providers)
-            )
+            self.session = quiet_session(model, threads, providers)
         except Exception as error:  # ONNX Runtime's own classes share no public base
             raise TeacherError(f'{model} cannot be loaded: {error}') from error
         for kind, wanted, present in (

@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from stereo_kd_ros.model import read_manifest
 from stereo_kd_ros.procedural import render_pair
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.networks import build
 from stereo_kd_training.networks.base import NetworkError, StereoNetwork
 from stereo_kd_training.networks.contract import ContractModel
@@ -219,11 +220,7 @@ def _restore_statistics(
 
 @torch.no_grad()
 def _require_parity(path: Path, network: StereoNetwork) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = quiet_session(path)
     left, right = _generated(STATISTICS_PAIRS)
     expected = session.run(['disparity'], {'left': left.numpy(), 'right': right.numpy()})[0]
     found = ContractModel(network).eval()(left, right)[0].numpy()
