@@ -107,7 +107,7 @@ def test_the_machine_is_examined_without_a_bag(
     monkeypatch.setattr(
         'stereo_kd_ros.model.list_models', lambda: [tmp_path / 'matcher_nano.onnx']
     )
-    report = tmp_path / 'report.json'
+    report = tmp_path / 'new_folder' / 'report.json'
     result = CliRunner().invoke(app, ['doctor', '--json', str(report)], env=WIDE)
 
     assert result.exit_code == 0, result.output

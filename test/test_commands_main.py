@@ -113,3 +113,10 @@ def test_what_the_system_refuses_is_told_with_path_and_remedy(
         told = capsys.readouterr().err
         assert f'{tmp_path / name}: {said}' in told
         assert 'Errno' not in told
+
+
+def test_a_report_to_compare_with_is_read_before_anything_is_measured(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ['bench', '--check', str(tmp_path / 'absent.json')])
+    assert result.exit_code == 1
+    assert 'cannot be read as a benchmark report' in ' '.join(result.output.split())
+    assert 'subject' not in result.output

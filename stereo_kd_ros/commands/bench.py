@@ -94,6 +94,7 @@ def bench(
     from stereo_kd_ros import benchmark as benchmarking
     from stereo_kd_ros.model import list_models
 
+    before = benchmarking.read_report(check) if check else None
     named = _words(models) or [path.stem for path in list_models()]
     with progress_bar(transient=True) as bar:
         task = bar.add_task('measuring', total=None)
@@ -138,8 +139,8 @@ def bench(
         benchmarking.write_report(report, json_path)
     if plot:
         benchmarking.plot_report(report, plot)
-    if check:
-        slower = benchmarking.compare_with(report, benchmarking.read_report(check))
+    if before is not None:
+        slower = benchmarking.compare_with(report, before)
         for sentence in slower:
             console.print(f'[red]slower:[/red] {sentence}')
         if slower:

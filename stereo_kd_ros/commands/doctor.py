@@ -37,6 +37,7 @@ def doctor(
     """Find what is wrong with a camera, or with this machine, and say what mends it."""
     report = _examine_machine(rate, measure) if bag is None else _examine(bag, namespace, pairs)
     if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(report, indent=2, allow_nan=False) + '\n')
     if report['worst'] == 'error':
         raise typer.Exit(1)

@@ -20,7 +20,12 @@ from stereo_kd_ros.commands.main import app as runtime_app
 from stereo_kd_ros.disparity_io import write_pfm
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_training.evaluate import matcher_method, model_method, run_evaluation
-from stereo_kd_training.evaluation_report import write_json
+from stereo_kd_training.evaluation_report import (
+    ReportError,
+    manifest_metrics,
+    read_report,
+    write_json,
+)
 from stereo_kd_training.main import app
 from stereo_kd_training.zoo import (
     RIGS,
@@ -190,6 +195,21 @@ def test_an_empty_folder_and_damaged_json_are_named(tmp_path: Path, folder: Path
     write_block_matcher(folder / 'silent.onnx', with_manifest=False)
     with pytest.raises(ZooError, match='no manifest'):
         collect(folder)
+
+
+def test_what_is_no_report_is_told_with_what_writes_one(
+    tmp_path: Path, folder: Path, report: Path
+) -> None:
+    wrong = tmp_path / 'wrong.json'
+    for text, said in (('{', 'is not JSON'), ('[]', 'no methods'), ('{}', 'no methods')):
+        wrong.write_text(text)
+        result = zoo(folder, '--report', wrong)
+        assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+        told = ' '.join(result.output.split())
+        assert f'wrong.json {said}' in told.replace('holds ', '')
+        assert '`stereo-kd-train evaluate --json`' in told
+    with pytest.raises(ReportError, match=r"not of 'absent' but of .*sgbm-3way"):
+        manifest_metrics(read_report(report), 'absent')
 
 
 def test_the_shipped_readme_is_made_from_the_shipped_json() -> None:

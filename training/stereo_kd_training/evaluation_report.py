@@ -21,6 +21,27 @@ from rich.table import Table
 from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
 from stereo_kd_training.datasets.base import StereoSample
 
+_WRITER = '`stereo-kd-train evaluate --json`'
+
+
+class ReportError(ValueError):
+    """A file is no report of an evaluation, or lacks the method that is asked for."""
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report that `write_json` wrote.
+
+    Raises:
+        ReportError: the file is something else.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ReportError(f'{path} is not JSON: {error}; give a file of {_WRITER}') from error
+    if not isinstance(report, dict) or not {'methods', 'protocol'} <= set(report):
+        raise ReportError(f'{path} holds no methods and protocol; give a file of {_WRITER}')
+    return report
+
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Two tables: every set, and what it comes to."""
@@ -85,7 +106,14 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def manifest_metrics(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a model's manifest should say of method `name`: the figures without the pictures."""
+    """What a model's manifest should say of method `name`: the figures without the pictures.
+
+    Raises:
+        ReportError: the report has no such method.
+    """
+    if name not in report['methods']:
+        known = ', '.join(report['methods'])
+        raise ReportError(f'the report is not of {name!r} but of {known}; name one (--metrics-of)')
     of = report['methods'][name]
     figures = ('pairs', 'epe_px', 'bad1', 'bad3', 'd1', 'edge_epe_px')
     sets = {

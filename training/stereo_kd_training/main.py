@@ -159,7 +159,7 @@ def export(
     """Write the ONNX file that the robot runs; parity with PyTorch or no file."""
     from stereo_kd_training.complexity import complexity
     from stereo_kd_training.datasets.procedural import PairPool
-    from stereo_kd_training.evaluation_report import manifest_metrics
+    from stereo_kd_training.evaluation_report import manifest_metrics, read_report
     from stereo_kd_training.export import (
         build_manifest,
         earlier_sources,
@@ -187,8 +187,7 @@ def export(
         training['initial_weights'] = Path(training['initial_weights']).name
     figures = {}
     if metrics:
-        report = json.loads(metrics.read_text())
-        figures = manifest_metrics(report, metrics_of or name or out.stem)
+        figures = manifest_metrics(read_report(metrics), metrics_of or name or out.stem)
     manifest = build_manifest(
         network,
         name or out.stem,

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
+from stereo_kd_training.evaluation_report import read_report
 
 FORMAT = 1
 # Product of focal length [px] and baseline [m] of rigs that many have, at the named width.
@@ -402,7 +403,7 @@ def zoo_command(
     json_path = json_path or folder / 'zoo.json'
     readme = readme or folder / 'README.md'
     earlier = read_zoo(json_path) if json_path.is_file() else None
-    reports = [json.loads(path.read_text(encoding='utf-8')) for path in report or []]
+    reports = [read_report(path) for path in report or []]
     zoo = collect(folder, reports, earlier)
     if not check:
         write_figures(folder, zoo)
