@@ -651,7 +651,8 @@ def _precisions(name: str, precision: str) -> tuple[str, ...]:
     # Asking for a provider that was not built in prints in red; asking first does not.
     if EXECUTION_PROVIDERS[name] not in onnxruntime.get_available_providers():
         raise EngineError(
-            f'this onnxruntime was built without it; install stereo_kd_ros[{EXTRAS[name]}]'
+            'this onnxruntime was built without it; pip uninstall onnxruntime, then pip install '
+            f'onnxruntime-{EXTRAS[name]}'
         )
     try:
         return precisions(name, precision, _cpu_computes_bf16())

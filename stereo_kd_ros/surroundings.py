@@ -76,9 +76,8 @@ def installed_facts(environ: Mapping[str, str] | None = None) -> list[Fact]:
         if found:
             facts.append(Fact(package, 'ok', ', '.join(f'{name} {v}' for name, v in found)))
         elif package == 'onnxruntime':
-            facts.append(
-                Fact(package, 'error', 'not installed', "pip install 'stereo_kd_ros[cpu]'")
-            )
+            remedy = 'pip install onnxruntime, or onnxruntime-gpu, or onnxruntime-openvino'
+            facts.append(Fact(package, 'error', 'not installed', remedy))
     facts.append(_ros_fact(environ))
     return facts
 
@@ -229,7 +228,7 @@ def _ros_fact(environ: Mapping[str, str]) -> Fact:
         'ros',
         'warn',
         'not installed: bags and pictures work, the node does not',
-        "Source a ROS 2 distribution, or pip install 'stereo_kd_ros[ros,cpu]'",
+        'Source a ROS 2 distribution, or run `make env` in the repository for one from wheels.',
     )
 
 

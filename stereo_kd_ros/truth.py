@@ -76,7 +76,8 @@ class TruthFiles:
             self._by_stem = {file.stem.lstrip('0') or '0': file for file in files}
         if not self._by_stem:
             raise TruthError(
-                f'{folder} holds no truth: expected <stamp in ns>.pfm or .png, or 000000.png.'
+                f'{folder} is no topic of the bag and, as a folder, holds no truth: expected '
+                '<stamp in ns>.pfm or .png, or 000000.png.'
             )
 
     def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:

@@ -102,7 +102,7 @@ def test_the_provider_that_runs_is_reported(model_file, engine):
 
 @pytest.mark.parametrize('name', NOT_BUILT_IN)
 def test_a_provider_by_name_that_is_not_built_in_is_an_error(model_file, name, capfd):
-    with pytest.raises(EngineError, match=rf'{name}: .*install stereo_kd_ros\[(gpu|openvino)\]'):
+    with pytest.raises(EngineError, match=rf'{name}: .*install onnxruntime-(gpu|openvino)'):
         StereoEngine(model_file, name)
     assert capfd.readouterr() == ('', '')
 
