@@ -13,7 +13,7 @@ import typer
 from stereo_kd_ros.commands.console import (
     console,
     image_size,
-    progress_bar,
+    phase_bar,
     readable_errors,
     require_rclpy,
     table_of,
@@ -96,8 +96,7 @@ def bench(
 
     before = benchmarking.read_report(check) if check else None
     named = _words(models) or [path.stem for path in list_models()]
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task('measuring', total=None)
+    with phase_bar(transient=True) as on_progress:
         report = benchmarking.benchmark(
             named,
             _words(providers),
@@ -105,9 +104,7 @@ def bench(
             [image_size(word) for word in _words(sizes)],
             [_count(word) for word in _words(threads)],
             runs,
-            lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total
-            ),
+            on_progress,
             epe_pairs,
         )
     table = table_of(
@@ -167,8 +164,7 @@ def _bench_node(
 
     files = [resolve_model(model).resolve() for model in models]
     report: dict[str, Any] = {}
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task('measuring', total=None)
+    with phase_bar(transient=True) as on_progress:
         for model, provider, count in itertools.product(files, providers, threads):
             of = measure_node(
                 model,
@@ -177,9 +173,7 @@ def _bench_node(
                 rates_hz,
                 count,
                 pairs,
-                lambda what, done, total: bar.update(
-                    task, description=what, completed=done, total=total
-                ),
+                on_progress,
                 places,
                 seconds,
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -52,6 +53,23 @@ def progress_bar(*, transient: bool = False) -> Progress:
         console=error_console,
         transient=transient,
     )
+
+
+@contextmanager
+def phase_bar(
+    label: str = '', *, transient: bool = False
+) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar for work in phases: call what it gives with the phase, how much is done, of what.
+
+    Args:
+        label: Comes before each phase.
+        transient: Leave nothing of the bar on the terminal.
+    """
+    with progress_bar(transient=transient) as bar:
+        task = bar.add_task(f'{label}starting', total=None)
+        yield lambda phase, done, total: bar.update(
+            task, description=label + phase, completed=done, total=total
+        )
 
 
 def table_of(*columns: str, whole: tuple[str, ...] = (), title: str | None = None) -> Table:
@@ -106,8 +124,8 @@ def require_rclpy() -> None:
     """Leave with exit code 1 and advice where ROS is not installed."""
     if find_spec('rclpy') is None:
         error_console.print(
-            '[red]error:[/red] rclpy is not installed. Source a ROS 2 distribution, or install '
-            "this package with its ROS wheels: pip install 'stereo_kd_ros\\[ros,cpu]'"
+            '[red]error:[/red] rclpy is not installed. Source a ROS 2 distribution, or run '
+            '`make env` in the repository for an environment with ROS from wheels.'
         )
         raise typer.Exit(1)
 

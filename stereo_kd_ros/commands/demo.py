@@ -14,6 +14,7 @@ import typer
 
 from stereo_kd_ros.commands.console import (
     console,
+    phase_bar,
     progress_bar,
     readable_errors,
     require_rclpy,
@@ -68,18 +69,8 @@ def demo(
         with StereoBag(bag):
             pass  # what is wrong with it is said before anything else
 
-    with progress_bar() as progress:
-        task = progress.add_task('', total=None)
-        run = play_through_node(
-            bag,
-            output,
-            model_path,
-            provider,
-            rate,
-            lambda phase, done, total: progress.update(
-                task, description=phase, completed=done, total=total
-            ),
-        )
+    with phase_bar() as on_progress:
+        run = play_through_node(bag, output, model_path, provider, rate, on_progress)
     result = {'schema': SCHEMA, 'bag': str(bag), 'model': str(model_path), **run.to_json()}
     result |= _compare(bag, output, model_path, truth, run.recorded_stamps)
     result['machine'] = machine()

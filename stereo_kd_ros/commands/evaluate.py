@@ -12,6 +12,7 @@ import typer
 from stereo_kd_ros.commands.console import (
     console,
     error_console,
+    phase_bar,
     progress_bar,
     readable_errors,
     require_rclpy,
@@ -149,18 +150,8 @@ def _live(bag: Path, folder: Path, model: Path, provider: str) -> dict[str, Any]
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with progress_bar() as progress:
-        task = progress.add_task('', total=None)
-        run = play_through_node(
-            bag,
-            folder,
-            model,
-            provider,
-            None,
-            lambda phase, done, total: progress.update(
-                task, description=f'{model.stem}: {phase}', completed=done, total=total
-            ),
-        )
+    with phase_bar(f'{model.stem}: ') as on_progress:
+        run = play_through_node(bag, folder, model, provider, None, on_progress)
     return run.to_json()
 
 
