@@ -57,31 +57,29 @@ def test_signals_end_it_cleanly(
     assert 'Traceback' not in log.read_text()
 
 
-def test_signals_until_the_very_end_change_nothing(block_matcher: str, tmp_path: Path) -> None:
-    log = tmp_path / 'log'
-    with node_process(log, '-p', f'model:={block_matcher}') as process:
+def require_end_under_fire(log: Path, model: str, signals: int, pause_s: float) -> None:
+    """Interrupts the node, `signals` at a time, until it has ended, which it must with 0."""
+    with node_process(log, '-p', f'model:={model}') as process:
         wait_for_log(log, 'runs on cpu')
         deadline_s = time.monotonic() + END_S
         while process.poll() is None:
             assert time.monotonic() < deadline_s, log.read_text()
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.002)
+            for _ in range(signals):
+                process.send_signal(signal.SIGINT)
+            time.sleep(pause_s)
         assert process.returncode == 0, log.read_text()
+
+
+def test_signals_until_the_very_end_change_nothing(block_matcher: str, tmp_path: Path) -> None:
+    log = tmp_path / 'log'
+    require_end_under_fire(log, block_matcher, signals=1, pause_s=0.002)
     assert 'Traceback' not in log.read_text()
 
 
 def test_a_storm_of_signals_neither_hangs_nor_kills_it(block_matcher: str, tmp_path: Path) -> None:
     """So dense that handlers interrupt handlers: what they wait for, they must not hold."""
     log = tmp_path / 'log'
-    with node_process(log, '-p', f'model:={block_matcher}') as process:
-        wait_for_log(log, 'runs on cpu')
-        deadline_s = time.monotonic() + END_S
-        while process.poll() is None:
-            assert time.monotonic() < deadline_s, log.read_text()
-            for _ in range(100):
-                process.send_signal(signal.SIGINT)
-            time.sleep(0.0002)
-        assert process.returncode == 0, log.read_text()
+    require_end_under_fire(log, block_matcher, signals=100, pause_s=0.0002)
     assert 'RecursionError' not in log.read_text()
 
 
