@@ -325,6 +325,20 @@ def test_every_scene_keeps_its_promises(seed, height, width, limit, difficulty):
     require_promises(sample, height, width, limit)
 
 
+@pytest.mark.parametrize(
+    ('seed', 'height', 'width', 'limit', 'difficulty'),
+    [
+        (2531892077, 73, 163, 8.800172788699188, 0.6734598871529389),
+        (1978358720, 118, 222, 16.292712823870577, 0.8254878133935558),
+        (2307826050, 85, 49, 192.72145737487264, 0.5400112050964692),
+        (109809853, 73, 237, 36.92436830776532, 0.7494608262320578),
+    ],
+)
+def test_a_face_seen_from_its_edge_stays_within_the_range(seed, height, width, limit, difficulty):
+    sample = render_space(seed, height, width, limit, difficulty=difficulty)
+    require_promises(sample, height, width, limit)
+
+
 def test_streets_have_sky_and_rooms_have_none():
     streets = [render_space((2, seed), 96, 192, kind='street') for seed in range(6)]
     rooms = [render_space((2, seed), 96, 192, kind='room') for seed in range(6)]

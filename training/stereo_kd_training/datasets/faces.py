@@ -204,11 +204,20 @@ def nearest_in_view(shape: Outline, rig: Rig) -> float:
 
 
 class SpaceView:
-    """One eye's picture and z-buffer while faces are being drawn, the farthest first."""
+    """One eye's picture and z-buffer while faces are being drawn, the farthest first.
 
-    def __init__(self, rig: Rig, right: bool):
+    Args:
+        rig: both eyes.
+        right: whether this is the right one.
+        limit_px: no bounded face is drawn with a larger disparity. The plane of a face seen
+            nearly edge-on is so steep that it may have left its own range at the middle of a
+            pixel which the face only touches.
+    """
+
+    def __init__(self, rig: Rig, right: bool, limit_px: float = math.inf):
         self.rig = rig
         self.right = right
+        self.limit_px = np.float32(limit_px)
         self.image = np.zeros((rig.height, rig.width, 3), np.uint8)
         self.disparity = np.full((rig.height, rig.width), -1.0, np.float32)
 
@@ -261,7 +270,7 @@ class SpaceView:
         size = (x1 - x0, y1 - y0)
         to_left = self.to_left(plane)
         here = to_left @ _shift(x0, y0)
-        disparity = _affine_grid(plane @ here, size)
+        disparity = np.minimum(_affine_grid(plane @ here, size), self.limit_px)
         behind = self.disparity[y0:y1, x0:x1]
         if face.shadow:
             slack = np.float32(_SHADOW_TOLERANCE) * disparity + np.float32(0.02)

@@ -988,7 +988,7 @@ def render_space(
     top = min(190.0, 0.99 * limit)
     near_px = math.exp(rng.uniform(math.log(min(14.0, top)), math.log(top)))
     rig = replace(rig, baseline_m=near_px / (nearest * focal))
-    left, right = SpaceView(rig, right=False), SpaceView(rig, right=True)
+    left, right = (SpaceView(rig, right=eye, limit_px=limit) for eye in (False, True))
     for view in (left, right):
         view.backdrop(shell)
         for shape in things:
