@@ -100,24 +100,32 @@ def message_of(error: Exception) -> str:
     return f'{error.filename}: {cause}.' if error.filename else f'{cause}.'
 
 
-def readable_errors(command: Command) -> Command:
-    """Turn the project's own errors into one line on stderr and exit code 1.
+def readable_errors_of(*packages: str) -> Callable[[Command], Command]:
+    """Turn errors of these packages and of files into one message on stderr and exit code 1.
 
     Anything else is a bug and keeps its traceback.
     """
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except Exception as error:
-            if not _is_for_the_user(error):
-                raise
-            error_console.print('[red]error:[/red] ', end='')
-            error_console.print(message_of(error), markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return command(*args, **kwargs)
+            except Exception as error:
+                known = type(error).__module__.split('.')[0] in packages
+                if not known and not isinstance(error, OSError):
+                    raise
+                message = message_of(error)
+                error_console.print('[red]error:[/red] ', end='')
+                error_console.print(message, markup=False, highlight=False, soft_wrap=True)
+                raise typer.Exit(1) from error
 
-    return wrapper  # type: ignore[return-value]
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+readable_errors = readable_errors_of('stereo_kd_ros')
 
 
 def require_rclpy() -> None:
@@ -128,8 +136,3 @@ def require_rclpy() -> None:
             '`make env` in the repository for an environment with ROS from wheels.'
         )
         raise typer.Exit(1)
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    own = type(error).__module__.split('.')[0] == 'stereo_kd_ros'
-    return own or isinstance(error, OSError)

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from stereo_kd_ros.commands.console import image_size, message_of
+from stereo_kd_ros.commands.console import image_size, readable_errors_of
 from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.calibrate import calibrate_command
@@ -30,26 +29,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-Command = TypeVar('Command', bound=Callable[..., Any])
-
-
-def readable_errors(command: Command) -> Command:
-    """Our own errors, files that cannot be used and wrong settings as one message, exit code 1."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except Exception as error:
-            package = type(error).__module__.split('.')[0]
-            ours = package in ('stereo_kd_ros', 'stereo_kd_training', 'pydantic_core', 'yaml')
-            if not ours and not isinstance(error, OSError):
-                raise
-            console.print('[red]error:[/red] ', end='')
-            console.print(message_of(error), markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-
-    return wrapper  # type: ignore[return-value]
+readable_errors = readable_errors_of(
+    'stereo_kd_ros', 'stereo_kd_training', 'pydantic_core', 'yaml'
+)
 
 
 @app.command()
