@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from tiny_models import write_block_matcher  # noqa: E402
 from stereo_kd_ros.bag import StereoBag  # noqa: E402
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
+from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
 from stereo_kd_training.adapt.distil import MixedPairs, planned_steps  # noqa: E402
-from stereo_kd_training.adapt.gate import Check, robustness  # noqa: E402
+from stereo_kd_training.adapt.gate import Check, procedural_checks, robustness  # noqa: E402
 from stereo_kd_training.adapt.label import trusted  # noqa: E402
 from stereo_kd_training.adapt.look import PictureStatistics, picture_statistics  # noqa: E402
 from stereo_kd_training.adapt.render import CameraPairs  # noqa: E402
@@ -243,6 +245,27 @@ def test_a_check_passes_up_to_its_limit(measured: float, passed: bool) -> None:
 
 
 # Teachers
+
+
+def scene(before: tuple[float, float], after: tuple[float, float]) -> dict:
+    """A scene's figures; each pair is EPE px and bad-3 %."""
+    return {
+        name: {'truth': dataclasses.asdict(DisparityMetrics(1000, epe, *[bad] * 4))}
+        for name, (epe, bad) in (('before', before), ('after', after))
+    }
+
+
+@pytest.mark.parametrize(
+    ('usual', 'lost', 'passed'),
+    [
+        ((1.0, 9.0), (36.0, 50.0), [True, True]),  # farther off where all was lost before
+        ((1.0, 9.0), (18.0, 80.0), [True, False]),  # more is lost
+        ((1.2, 9.0), (9.0, 50.0), [False, True]),  # every other scene is worse
+    ],
+)
+def test_no_single_scene_decides_about_the_procedural_ones(usual, lost, passed) -> None:
+    records = [scene((1.0, 9.0), usual)] * 20 + [scene((18.0, 50.0), lost)]
+    assert [check.passed for check in procedural_checks(records, 0.05)] == passed
 
 
 def test_a_model_of_our_contract_teaches(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from stereo_kd_training.adapt.look import PictureStatistics, crop_size
 from stereo_kd_training.adapt.render import CameraPairs
 from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder, write_json
 from stereo_kd_training.adapt.student import find_student
+from stereo_kd_training.datasets.augment import Augmentation
 from stereo_kd_training.datasets.base import read_rgb
 from stereo_kd_training.datasets.procedural import PairPool
 from stereo_kd_training.networks import StereoNetwork
@@ -189,6 +190,8 @@ def training_config(
         crop_width=width,
         peak_learning_rate=settings.learning_rate * rate_share,
         precision=settings.precision,
+        # What is mirrored is a stereo pair too, of another drive.
+        augmentation=Augmentation(mirror_probability=0.5),
         # A short run: the average reaches over a tenth of it.
         ema_decay=1 - 1 / max(tenth, 10),
         seed=settings.seed,

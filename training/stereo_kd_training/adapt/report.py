@@ -26,6 +26,7 @@ _MEANINGS = {
     'teacher': 'error against the believed pixels of the teacher, on the held-out part',
     'truth': 'error against ground truth, on the held-out part',
     'procedural': 'error on procedural scenes with exact truth, none of them learnt from',
+    'procedural_bad3': 'pixels of these scenes that are off by more than 3 px',
     'parity': 'largest difference between the file and the network',
     'swap': 'confident pixels when the eyes are exchanged, as a share of those in order',
     'mirror': 'pixels whose answer in the mirrored pair is another one',
