@@ -87,7 +87,7 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
         ('look', 1),
         ('select', 5),
         ('label', 3),
-        ('render', 2),
+        ('render', 1),
         ('distil', 2),
         ('prune', 1),
         ('gate', 1),

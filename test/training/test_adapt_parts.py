@@ -21,7 +21,12 @@ from stereo_kd_ros.bag import StereoBag  # noqa: E402
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
-from stereo_kd_training.adapt.distil import MixedPairs, planned_steps  # noqa: E402
+from stereo_kd_training.adapt.distil import (  # noqa: E402
+    CROPS_PER_PAIR,
+    MOST_STEPS,
+    MixedPairs,
+    planned_steps,
+)
 from stereo_kd_training.adapt.gate import Check, procedural_checks, robustness  # noqa: E402
 from stereo_kd_training.adapt.label import trusted  # noqa: E402
 from stereo_kd_training.adapt.look import PictureStatistics, picture_statistics  # noqa: E402
@@ -201,8 +206,15 @@ def test_sources_come_up_in_their_shares() -> None:
 
 def test_minutes_take_the_place_of_steps() -> None:
     asked = settings(Path('a'), Path('b'), minutes=2.0)
-    assert planned_steps(asked, {'step_seconds': 0.5}) == 240
-    assert planned_steps(settings(Path('a'), Path('b')), {'step_seconds': 0.5}) == 4
+    assert planned_steps(asked, {'step_seconds': 0.5}, 10) == 240
+    assert planned_steps(settings(Path('a'), Path('b')), {'step_seconds': 0.5}, 10) == 4
+
+
+def test_without_either_every_pair_is_shown_as_often() -> None:
+    asked = settings(Path('a'), Path('b'), steps=None, batch_size=4, bag_share=0.25)
+    # One crop of each step is of the bags.
+    assert planned_steps(asked, {}, 13) == 13 * CROPS_PER_PAIR
+    assert planned_steps(asked, {}, 100_000) == MOST_STEPS
 
 
 def test_statistics_that_are_kept_do_not_move_in_training() -> None:

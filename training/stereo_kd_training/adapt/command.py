@@ -32,7 +32,12 @@ def adapt_command(
         float | None,
         typer.Option(help='What the student takes on the robot, where that is another machine.'),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help='Of the distillation.')] = 1500,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help='Of the distillation.', show_default='24 crops of every pair of the bags'
+        ),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help='As many steps as fit, instead of --steps.')
     ] = None,

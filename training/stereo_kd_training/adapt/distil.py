@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_training import prune as pruning
 from stereo_kd_training.adapt.label import read_label
 from stereo_kd_training.adapt.look import PictureStatistics, crop_size
-from stereo_kd_training.adapt.render import CameraPairs
+from stereo_kd_training.adapt.render import CAMERA_SHARE, CameraPairs
 from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder, write_json
 from stereo_kd_training.adapt.student import find_student
 from stereo_kd_training.datasets.augment import Augmentation
@@ -36,6 +37,9 @@ from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.stages import Interrupted
 from stereo_kd_training.train import Trainer, TrainingConfig, load_network
 
+# How often a pair of the bags is shown, in another crop each time, where no steps are asked for.
+CROPS_PER_PAIR = 24
+MOST_STEPS = 3000
 # Decoding a picture takes as long as training on a part of it.
 _REMEMBERED_BYTES = 1_000_000_000
 
@@ -118,7 +122,7 @@ def distil(run: RunFolder) -> dict[str, Any]:
     if run.is_main and not start.is_file():
         pruning.save_network(find_student(run.settings.student).network(), start)
     if run.is_main and not plan.is_file():
-        write_json(plan, {'steps': planned_steps(run.settings, run.facts('look'))})
+        write_json(plan, {'steps': _planned(run)})
     for path in (start, plan):
         run.wait_for(path)
     steps = json.loads(plan.read_text())['steps']
@@ -126,11 +130,25 @@ def distil(run: RunFolder) -> dict[str, Any]:
     return train_stage(run, 'distil', folder, load_network(start), steps)
 
 
-def planned_steps(settings: AdaptSettings, facts: dict[str, Any]) -> int:
-    """Steps that were asked for, or that fit into the minutes that were."""
-    if settings.minutes is None:
+def _planned(run: RunFolder) -> int:
+    learnt = len(run.facts('select')['train'])
+    return planned_steps(run.settings, run.facts('look'), learnt)
+
+
+def planned_steps(settings: AdaptSettings, facts: dict[str, Any], pairs: int) -> int:
+    """Steps that were asked for, that fit into the minutes that were, or that the pairs are worth.
+
+    Args:
+        settings: of the adaptation.
+        facts: of its look at the bags.
+        pairs: of the bags, to learn from.
+    """
+    if settings.minutes is not None:
+        return max(1, round(60 * settings.minutes / facts['step_seconds']))
+    if settings.steps is not None:
         return settings.steps
-    return max(1, round(60 * settings.minutes / facts['step_seconds']))
+    crops = CROPS_PER_PAIR * pairs / settings.bag_share
+    return min(MOST_STEPS, math.ceil(crops / settings.batch_size))
 
 
 def train_stage(
@@ -206,7 +224,8 @@ def training_pairs(run: RunFolder) -> MixedPairs:
     """Bag pairs with labels, and procedural ones of this camera and of any."""
     look = run.facts('look')
     statistics = PictureStatistics(**look['statistics'])
-    share, rest = run.settings.bag_share, (1 - run.settings.bag_share) / 2
+    share = run.settings.bag_share
+    camera_share = CAMERA_SHARE * (1 - share)
     camera = look['camera']
     pools = [
         CameraPairs(
@@ -219,4 +238,4 @@ def training_pairs(run: RunFolder) -> MixedPairs:
         for name in ('camera', 'general')
     ]
     bags = BagPairs(run.folder, run.facts('select')['train'])
-    return MixedPairs([bags, *pools], [share, rest, rest])
+    return MixedPairs([bags, *pools], [share, camera_share, 1 - share - camera_share])

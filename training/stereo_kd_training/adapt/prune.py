@@ -19,9 +19,9 @@ from stereo_kd_training.adapt.look import MOST_PRUNED
 from stereo_kd_training.adapt.settings import RunFolder, write_json
 from stereo_kd_training.train import load_network
 
-# The tuning takes this share of the distillation's steps, all prunings together, at this share
-# of its rate.
-TUNING_SHARE, RATE_SHARE = 0.5, 0.5
+# The tuning takes this share of the distillation's steps, all prunings together, at so many times
+# its rate: what is left of a pruned network has to learn anew.
+TUNING_SHARE, RATE_SHARE = 0.5, 1.5
 # A measurement that is met by a hair is missed the next time.
 HEADROOM = 0.95
 

@@ -26,6 +26,8 @@ from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder
 from stereo_kd_training.datasets.procedural import PairPool, PoolManifest, generate_pool
 
 POOLS = ('camera', 'general', 'validation')
+# Of the procedural pairs; with more a student unlearns what is nearer than this camera sees.
+CAMERA_SHARE = 0.25
 # Pairs that are lost when a rendering is killed.
 PAIRS_PER_SHARD = 12
 # Far from the seeds that published students were trained with, so that none of them knows these.
@@ -63,7 +65,7 @@ def render(run: RunFolder) -> dict[str, Any]:
 
 
 def _sizes(settings: AdaptSettings) -> dict[str, int]:
-    camera = settings.procedural_pairs // 2
+    camera = round(CAMERA_SHARE * settings.procedural_pairs)
     return {
         'camera': camera,
         'general': settings.procedural_pairs - camera,

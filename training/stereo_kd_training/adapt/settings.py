@@ -46,7 +46,9 @@ class AdaptSettings(BaseModel):
         accept: checks of `stereo-kd doctor` whose errors are known and lived with.
         max_pairs: to train on; twice as many are looked at.
         validation, held_out: shares of each bag, taken from its end.
-        steps: of the distillation; a pruning adds a half of them.
+        steps: of the distillation; a pruning adds a half of them. None takes as many as show
+            every pair of the bags `distil.CROPS_PER_PAIR` times: more of them forget what
+            procedural scenes taught.
         minutes: instead of steps, as many as fit into this time.
         bag_share: of the crops that come from the bags, the others are procedural.
         margin: by which the error against the teacher must fall, as a share; a negative one lets
@@ -72,15 +74,15 @@ class AdaptSettings(BaseModel):
     max_pairs: int = Field(400, ge=4)
     validation: float = Field(0.1, gt=0, lt=0.5)
     held_out: float = Field(0.25, gt=0, lt=0.8)
-    steps: int = Field(1500, ge=1)
+    steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(4, ge=1)
     crop_height: int = Field(192, ge=32)
     crop_width: int = Field(384, ge=32)
-    learning_rate: float = Field(2e-4, gt=0)
-    bag_share: float = Field(0.5, gt=0, le=1)
-    procedural_pairs: int = Field(120, ge=4)
-    procedural_validation: int = Field(24, ge=1)
+    learning_rate: float = Field(7e-5, gt=0)
+    bag_share: float = Field(0.25, gt=0, le=1)
+    procedural_pairs: int = Field(600, ge=4)
+    procedural_validation: int = Field(96, ge=1)
     procedural_height: int = Field(256, ge=64)
     procedural_width: int = Field(512, ge=64)
     prune_steps: int = Field(2, ge=1)
