@@ -28,6 +28,7 @@ h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}
 table{border-collapse:collapse;font-size:.9em;display:block;overflow-x:auto}
 th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
+th.words,td.words{text-align:left;white-space:normal}
 .plots{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0 0 1em}
 figcaption{font-size:.85em;color:#444}img{max-width:100%;height:auto}
 .pass{color:#006b4f;font-weight:600}.fail{color:#b00020;font-weight:600}.note{color:#555}

@@ -124,14 +124,14 @@ def _licences(stages: Mapping[str, Any]) -> str:
     if 'look' not in stages:
         return ''
     rows = [
-        f'<td>{text(teacher["name"])}</td><td>{text(teacher["licence"])}</td>'
+        f'<td>{text(teacher["name"])}</td><td class="words">{text(teacher["licence"])}</td>'
         for teacher in stages['look']['teachers']
     ]
     note = (
         '<p class="note">The labels are derived from the teacher: its licence follows the student '
         'and stands in its manifest.</p>'
     )
-    return table('<th>labels by</th><th>licence</th>', rows) + note
+    return table('<th>labels by</th><th class="words">licence</th>', rows) + note
 
 
 def _stage_table(run: RunFolder, report: Mapping[str, Any]) -> str:
@@ -145,7 +145,7 @@ def _stage_table(run: RunFolder, report: Mapping[str, Any]) -> str:
         seconds = facts.get('seconds')
         rows.append(
             f'<td>{stage}</td><td>{number(seconds, 1)}</td>'
-            f'<td style="text-align:left;white-space:normal">{told}</td>'
+            f'<td class="words">{told}</td>'
         )
     return table('<th>stage</th><th>seconds</th><th></th>', rows)
 
