@@ -143,10 +143,7 @@ def _stage_table(run: RunFolder, report: Mapping[str, Any]) -> str:
         # A resumed stage says some of its lines again.
         told = '<br>'.join(text(line) for line in dict.fromkeys(lines))
         seconds = facts.get('seconds')
-        rows.append(
-            f'<td>{stage}</td><td>{number(seconds, 1)}</td>'
-            f'<td class="words">{told}</td>'
-        )
+        rows.append(f'<td>{stage}</td><td>{number(seconds, 1)}</td><td class="words">{told}</td>')
     return table('<th>stage</th><th>seconds</th><th></th>', rows)
 
 
