@@ -86,7 +86,7 @@ help:
 	@echo 'make kill    kill -9 an adaptation and an evaluation at random moments, and compare the ends'
 	@echo 'make clean   remove $(VENV)'
 	@echo 'Options: PYTHON=python3.12  ROS_SET=jazzy  ENGINE=gpu  FRAMES=20  MODEL=FILE'
-	@echo '         VENV=DIR  TORCH_INDEX=URL  STEREO_KD_DATA=DIR'
+	@echo '         VENV=DIR  TORCH_INDEX=URL  STEREO_KD_DATA=DIR  TEST_JOBS=2  PYTEST_ARGS=test/test_camera.py'
 
 demo: $(RUNTIME)
 	$(BIN)/stereo-kd demo --frames $(FRAMES) --model $(MODEL) $(DEMO_ARGS)
