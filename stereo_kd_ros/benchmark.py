@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 import stereo_kd_ros
 from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
+from stereo_kd_ros.model import resolve_model
 from stereo_kd_ros.procedural import render_pair
 
 Image = NDArray[np.uint8]
@@ -299,7 +300,10 @@ def benchmark(
 
     Raises:
         BenchmarkError: nothing could be opened.
+        ModelError: a model does not exist.
     """
+    for model in models:
+        resolve_model(model)
     rows: list[Row] = []
     skipped: list[dict[str, str]] = []
     peaks = []

@@ -27,6 +27,7 @@ from stereo_kd_ros.benchmark import (
     write_report,
 )
 from stereo_kd_ros.commands.main import app
+from stereo_kd_ros.model import ModelError
 from stereo_kd_ros.procedural import render_pair
 
 ROW_KEYS = {
@@ -63,6 +64,11 @@ def test_every_subject_has_a_row_that_says_what_ran(report):
 def test_a_provider_that_does_not_load_is_told_not_measured(report):
     assert [item['provider'] for item in report['skipped']] == ['tensorrt']
     assert report['skipped'][0]['reason']
+
+
+def test_a_model_that_is_not_there_is_an_error_before_anything_is_timed(model):
+    with pytest.raises(ModelError, match='absent'):
+        benchmark([str(model), 'absent'], ['cpu'], ['bm'], [(256, 64)], [1], runs=3)
 
 
 def test_subjects_run_in_turn_and_the_warm_up_is_not_counted():
@@ -170,7 +176,7 @@ def test_unknown_peers_and_nothing_to_measure_are_errors():
     with pytest.raises(BenchmarkError, match="no peer 'sgm'"):
         open_peer('sgm', 1)
     with pytest.raises(BenchmarkError, match='nothing to measure'):
-        benchmark(['no_such_model'], peers=[], sizes=[(64, 64)], threads=[1], runs=3)
+        benchmark([], peers=[], sizes=[(64, 64)], threads=[1], runs=3)
 
 
 def test_the_command_writes_json_and_fails_when_slower(model, tmp_path):
