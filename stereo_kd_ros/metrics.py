@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 D1_ABSOLUTE_PX = 3.0
 D1_RELATIVE = 0.05
+DEPTH_ERROR = 0.1
+"""Relative error of depth up to which a range is called useful."""
 
 
 class MetricsError(ValueError):
@@ -304,3 +306,20 @@ def geometric_mean(values: Iterable[float]) -> float:
     if not values or not all(value > 0 for value in values):
         raise MetricsError(f'a geometric mean needs positive values, got {values}')
     return math.exp(math.fsum(math.log(value) for value in values) / len(values))
+
+
+def useful_depth_m(
+    focal_baseline: float, max_disparity_px: float, epe_px: float | None
+) -> tuple[float, float]:
+    """Nearest and farthest useful depth [m] of a rig.
+
+    Z = f B / d: nothing nearer than the largest disparity is seen, and an error of e px makes
+    a relative error of depth of about e Z / (f B), which `DEPTH_ERROR` limits.
+
+    Args:
+        focal_baseline: f B [px m].
+        max_disparity_px: largest answer of the model.
+        epe_px: its mean error; without one the farthest depth is NaN.
+    """
+    far = math.nan if epe_px is None else DEPTH_ERROR * focal_baseline / epe_px
+    return focal_baseline / max_disparity_px, far

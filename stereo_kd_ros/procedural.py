@@ -672,8 +672,8 @@ class _Scene:
                 (wave * math.cos(turn), wave * math.sin(turn)),
                 rng.uniform(0, 6.28),
             )
-        reach = abs(a) * (width / 2 + 1.2 * far) + abs(b) * height / 2
         rise = abs(a) * width / 2 + abs(b) * height / 2
+        reach = rise + abs(a) * 1.2 * far
         # A narrow picture of a large range could slant beyond the limit.
         shrink = min(
             1.0,

@@ -70,10 +70,11 @@ def models(
 
 
 def _useful_depth(manifest: Manifest, focal_baseline: float) -> str:
-    """From the largest disparity to where the mean error makes a tenth of depth."""
-    near = focal_baseline / manifest.max_disparity_px
+    from stereo_kd_ros.metrics import useful_depth_m
+
     error_px = manifest.metrics.get('summary', {}).get('geometric_mean_epe_px')
-    if not isinstance(error_px, int | float) or error_px <= 0:
-        return f'{near:.2f} .. ?'
-    # Z = f B / d, so an error of e px makes a relative error of about e Z / (f B).
-    return f'{near:.2f} .. {0.1 * focal_baseline / error_px:.1f}'
+    known = isinstance(error_px, int | float) and error_px > 0
+    near, far = useful_depth_m(
+        focal_baseline, manifest.max_disparity_px, error_px if known else None
+    )
+    return f'{near:.2f} .. {far:.1f}' if known else f'{near:.2f} .. ?'

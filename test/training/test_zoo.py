@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from stereo_kd_ros.commands.main import app as runtime_app
 from stereo_kd_ros.disparity_io import write_pfm
+from stereo_kd_ros.metrics import useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_training.evaluate import matcher_method, model_method, run_evaluation
 from stereo_kd_training.evaluation_report import (
@@ -35,7 +36,6 @@ from stereo_kd_training.zoo import (
     collect,
     graph_sha256,
     read_zoo,
-    useful_depth_m,
 )
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'

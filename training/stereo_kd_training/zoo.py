@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stereo_kd_ros.metrics import DEPTH_ERROR, useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_training.evaluation_report import read_report
 
@@ -30,8 +31,6 @@ RIGS = (
     ('0.12 m, 1280 px wide', 84.0),
     ('0.54 m, 1242 px wide (KITTI)', 388.0),
 )
-DEPTH_ERROR = 0.1
-"""Relative error of depth up to which a range is called useful."""
 
 _FIGURES = ('epe_px', 'bad1', 'bad3', 'd1', 'edge_epe_px', 'confidence_ause')
 _SUMMARY = (
@@ -55,23 +54,6 @@ def graph_sha256(path: str | Path) -> str:
     model = onnx.load(str(path))
     del model.metadata_props[:]
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-
-
-def useful_depth_m(
-    focal_baseline: float, max_disparity_px: float, epe_px: float | None
-) -> tuple[float, float]:
-    """Nearest and farthest useful depth [m] of a rig.
-
-    Z = f B / d: nothing nearer than the largest disparity is seen, and an error of e px makes
-    a relative error of depth of about e Z / (f B), which `DEPTH_ERROR` limits.
-
-    Args:
-        focal_baseline: f B [px m].
-        max_disparity_px: largest answer of the model.
-        epe_px: its mean error; without one the farthest depth is NaN.
-    """
-    far = math.nan if epe_px is None else DEPTH_ERROR * focal_baseline / epe_px
-    return focal_baseline / max_disparity_px, far
 
 
 def collect(
