@@ -395,7 +395,9 @@ class OnnxTeacher(Teacher):
     ) -> None:
         model = Path(model)
         if not model.is_file():
-            raise TeacherError(f'no ONNX teacher at {model}')
+            raise TeacherError(
+                f'no ONNX teacher at {model}: expected the path of an .onnx file; check the path'
+            )
         try:
             self.session = quiet_session(model, threads, providers)
         except Exception as error:  # ONNX Runtime's own classes share no public base
