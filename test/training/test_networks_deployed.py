@@ -47,6 +47,13 @@ def test_the_regression_spelt_out_is_the_regression(seeded, radius):
         torch.testing.assert_close(found, expected)
 
 
+def test_the_mean_spelt_out_is_the_mean(seeded):
+    logits = 90 * torch.randn(2, 12, 5, 7, generator=seeded)
+    bins = torch.linspace(0, 31, 12).view(1, -1, 1, 1)
+    expected = (torch.softmax(logits, 1) * bins).sum(1)
+    torch.testing.assert_close(deployed.mean_of_bins(logits, bins), expected)
+
+
 def test_of_channels_that_tie_the_first_is_the_best():
     logits = torch.zeros(1, 8, 1, 2)
     logits[0, [1, 6], 0, 0] = 5.0
@@ -82,6 +89,14 @@ def test_forms_are_traced_unless_left_out(tmp_path):
         assert 'ArgMax' in operators(network, tmp_path / 'without.onnx')
     assert not deployed.deployed('regression')
     assert operators(network, tmp_path / 'with.onnx') & replaced == {'Resize'}
+
+
+def test_a_papers_regression_is_traced_without_softmax(tmp_path):
+    torch.manual_seed(1)
+    network = create('dtpnet', max_disparity_px=32).eval()
+    with deployed.without('regression'):
+        assert 'Softmax' in operators(network, tmp_path / 'without.onnx')
+    assert 'Softmax' not in operators(network, tmp_path / 'with.onnx')
 
 
 def test_a_form_that_does_not_exist_is_an_error():

@@ -12,7 +12,12 @@ import pytest
 torch = pytest.importorskip('torch', reason='training needs torch')
 onnxruntime = pytest.importorskip('onnxruntime')
 
-from stereo_kd_training.export import OPSET, ContractModel, example_pair  # noqa: E402
+from stereo_kd_training.export import (  # noqa: E402
+    OPSET,
+    ContractModel,
+    example_pair,
+    export_network,
+)
 from stereo_kd_training.networks import create  # noqa: E402
 
 
@@ -61,3 +66,26 @@ def test_a_student_exports_once_for_all_sizes(tmp_path, name, options):
         # a graph that had lost an eye would not notice the swap
         swapped = session.run(None, {'left': right, 'right': left})
         assert np.abs(swapped[0] - answer[0]).max() > 1e-4
+
+
+def test_where_dsnet_differs_from_its_file_neither_is_exact(tmp_path, monkeypatch):
+    """Untrained, two hypotheses far apart tie in some pixels: rounding decides, in either."""
+    torch.manual_seed(0)
+    network = create('dsnet').eval()
+    export_network(network, tmp_path / 'dsnet.onnx', sizes=(), tolerance_px=1.0)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / 'dsnet.onnx'), providers=['CPUExecutionProvider']
+    )
+    pair = example_pair(96, 160)
+    images = [torch.from_numpy(image) for image in pair]
+    (file,) = session.run(['disparity'], dict(zip(('left', 'right'), pair)))
+    with torch.no_grad():
+        single = ContractModel(network)(*images)[0].numpy()
+        monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+        exact = ContractModel(network.double())(*images)[0].numpy()
+    assert exact.dtype == np.float64
+    of_file, of_network = np.abs(file - exact), np.abs(single - exact)
+    assert np.median(of_file) < 1e-3
+    # The file is no further from the exact answer than what it was made of.
+    assert of_file.max() < 2 * of_network.max()
+    assert (of_file > 0.05).mean() <= 2 * (of_network > 0.05).mean()

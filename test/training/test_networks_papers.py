@@ -16,6 +16,7 @@ from stereo_kd_training.complexity import complexity, networks_table  # noqa: E4
 from stereo_kd_training.networks import NetworkError, create, names  # noqa: E402
 from stereo_kd_training.networks.acvnet import BlockAttention  # noqa: E402
 from stereo_kd_training.networks.anynet import propagate  # noqa: E402
+from stereo_kd_training.networks.blocks import attention_weights  # noqa: E402
 from stereo_kd_training.networks.checkpoint import load_checkpoint  # noqa: E402
 
 STUDENTS = ('dtpnet', 'compact_stereonet', 'anynet', 'dsnet', 'dsnet_wo', 'dsnet_slied8')
@@ -253,6 +254,31 @@ def test_logits_are_the_scores_that_the_answer_was_regressed_from(name):
             expected, stage.shape[-2:], mode='bilinear', align_corners=False
         )
         torch.testing.assert_close(full[:, 0], stage, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['dsnet', 'acvnet'])
+def test_attention_hands_no_subnormal_number_to_the_convolutions(name):
+    torch.manual_seed(0)
+    network = create(name, **LIGHT).eval()
+    # As sharp as those of a full range, some of which float32 holds as subnormal weights only.
+    getattr(network, 'attention' if name == 'dsnet' else 'classif_att').register_forward_hook(
+        lambda module, inputs, scores: 40.0 * scores / scores.std()
+    )
+    seen = []
+    network.dres0.register_forward_hook(lambda module, inputs, result: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(*random_pair())
+    (volume,) = seen
+    size = volume.abs()
+    assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
+    assert (size > 0).float().mean() > 0.3
+
+
+def test_attention_is_a_softmax():
+    scores = 30 * torch.randn(2, 1, 12, 5, 7, generator=torch.Generator().manual_seed(2))
+    found = attention_weights(scores)
+    torch.testing.assert_close(found, torch.softmax(scores, 2), atol=1e-16, rtol=1e-6)
+    assert found.min() > torch.finfo(torch.float32).tiny
 
 
 def attended_alone(attention, block):

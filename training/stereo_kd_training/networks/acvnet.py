@@ -38,6 +38,7 @@ from stereo_kd_training.networks.base import (
 from stereo_kd_training.networks.blocks import (
     Hourglass3d,
     StackedResidualExtractor,
+    attention_weights,
     check_multiple,
     check_pair,
     concatenated,
@@ -176,7 +177,7 @@ class ACVNet(StereoNetwork):
         for name in self.attention_layers:
             attention = getattr(self, name)(attention)
         volume = concat_volume(left['concatenated'], right['concatenated'], disparities)
-        cost0 = self.dres0(torch.softmax(attention, 2) * volume)
+        cost0 = self.dres0(attention_weights(attention) * volume)
         cost0 = self.dres1(cost0) + cost0
         out1 = self.dres2(cost0)
         out2 = self.dres3(out1)

@@ -60,11 +60,12 @@ def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:
     missing = count * hypotheses - width
     rows_left = F.pad(left, (0, missing)).permute(0, 2, 3, 1)
     rows_left = rows_left.reshape(batch, height, count, hypotheses, channels)
-    # One block more to the left: what lies outside of the image.
-    rows_right = F.pad(right, (hypotheses, missing)).permute(0, 2, 1, 3)
-    rows_right = rows_right.reshape(batch, height, channels, count + 1, hypotheses)
-    pairs = torch.cat((rows_right[:, :, :, :-1], rows_right[:, :, :, 1:]), -1)
-    products = torch.matmul(rows_left, pairs.permute(0, 1, 3, 2, 4))
+    # One block more to the left: what lies outside of the image. Channels last in both views, the
+    # transposition left to the product: runtimes keep maps so, or fold it in.
+    rows_right = F.pad(right, (hypotheses, missing)).permute(0, 2, 3, 1)
+    rows_right = rows_right.reshape(batch, height, count + 1, hypotheses, channels)
+    pairs = torch.cat((rows_right[:, :, :-1], rows_right[:, :, 1:]), 3)
+    products = torch.matmul(rows_left, pairs.transpose(-1, -2))
     # Row i of a block has its band at columns i + 1 .. i + D; rows read one element longer than
     # they are shift each by one more, and the band becomes a block.
     flat = F.pad(products.flatten(3), (0, hypotheses))
@@ -90,6 +91,17 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     within = window.sum(1, keepdim=True)
     expected = (window * hypotheses.view(1, -1, 1, 1)).sum(1, keepdim=True) / within
     return expected, within / likelihood.sum(1, keepdim=True)
+
+
+def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:
+    """Expectation of `values` under softmax(logits), (B, D, h, w) twice to (B, h, w) float32.
+
+    A runtime's Softmax takes its entries side by side: over any other axis than the last it
+    transposes the map before and after, which costs more than the exponentials.
+    """
+    logits = logits.float()
+    likelihood = torch.exp(logits - logits.amax(1, keepdim=True))
+    return (likelihood * values).sum(1) / likelihood.sum(1)
 
 
 def bilinear(coarse: Tensor, factor: int) -> Tensor:

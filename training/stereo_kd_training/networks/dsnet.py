@@ -26,13 +26,13 @@ Pass `projection=False` to leave it out.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
 from stereo_kd_training.networks.blocks import (
     Hourglass3d,
     StackedResidualExtractor,
+    attention_weights,
     check_multiple,
     check_pair,
     concatenated,
@@ -112,7 +112,7 @@ class DSNet(StereoNetwork):
         )
         volume = correlation
         if self.attention is not None:
-            volume = torch.softmax(self.attention(correlation), 2) * correlation
+            volume = attention_weights(self.attention(correlation)) * correlation
         cost0 = self.dres0(volume)
         cost0 = self.dres1(cost0) + cost0
         out1 = self.dres2(cost0)
