@@ -40,6 +40,10 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     'without_confidence': ('x4 bilinear as sums -> Resize', True),
     'softmax_regression': ('exp and sums -> Softmax over channels', True),
     'volume_of_slices': ('volume by blocks -> one product and sum per disparity, stacked', True),
+    'volume_of_planes': (
+        'volume from views with channels last -> right view by rows of each channel',
+        True,
+    ),
     'volume_by_gather': ('volume by blocks -> band cut out of the row product by Gather', True),
     'softmax_upsampling': ('nine parts, exp and sums -> Softmax over 9, sum', True),
     'unfused_batch_norm': ('batch norms folded -> left in the file', True),
@@ -138,6 +142,7 @@ def changed(name: str) -> Iterator[None]:
     places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         'softmax_regression': (deployed, 'window_regression', forms['softmax_regression']),
         'volume_of_slices': (deployed, 'correlation_volume', forms['volume_of_slices']),
+        'volume_of_planes': (deployed, 'correlation_volume', forms['volume_of_planes']),
         'volume_by_gather': (deployed, 'correlation_volume', forms['volume_by_gather']),
         'softmax_upsampling': (kestrel, 'convex_upsample', forms['softmax_upsampling']),
         'upsampling_in_parts': (kestrel, 'convex_upsample', forms['upsampling_in_parts']),
@@ -174,6 +179,22 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         padded = F.pad(right, (hypotheses - 1, 0))
         parts = [(left * padded[..., k : k + width]).sum(1) for k in range(hypotheses)]
         return torch.stack(parts, 1)
+
+    def volume_of_planes(left, right, hypotheses):
+        batch, channels, height, width = left.shape
+        count = (width + hypotheses - 1) // hypotheses
+        missing = count * hypotheses - width
+        rows_left = F.pad(left, (0, missing)).permute(0, 2, 3, 1)
+        rows_left = rows_left.reshape(batch, height, count, hypotheses, channels)
+        rows_right = F.pad(right, (hypotheses, missing)).permute(0, 2, 1, 3)
+        rows_right = rows_right.reshape(batch, height, channels, count + 1, hypotheses)
+        pairs = torch.cat((rows_right[:, :, :, :-1], rows_right[:, :, :, 1:]), -1)
+        products = torch.matmul(rows_left, pairs.permute(0, 1, 3, 2, 4))
+        flat = F.pad(products.flatten(3), (0, hypotheses))
+        skewed = flat.reshape(batch, height, count, hypotheses, 2 * hypotheses + 1)
+        band = skewed[..., 1 : hypotheses + 1]
+        band = band.reshape(batch, height, count * hypotheses, hypotheses)
+        return band[:, :, :width].permute(0, 3, 1, 2)
 
     def volume_by_gather(left, right, hypotheses):
         batch, _, height, width = left.shape
@@ -230,7 +251,11 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             logits = residual + self.correlation_scale * volume
             radius = self.window or self.hypotheses
             coarse, mass = deployed.window_regression(logits, self.bins, radius)
-            fine = deployed.bilinear(torch.sigmoid(confidence) * mass, 4)
+            if self.calibration is None:
+                sure = torch.sigmoid(confidence) * mass
+            else:
+                sure = self.calibration(confidence, mass, logits, 4 * self.bins, 4 * coarse)
+            fine = deployed.bilinear(sure, 4)
             disparity = kestrel.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 
@@ -239,6 +264,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
     return {
         'softmax_regression': softmax_regression,
         'volume_of_slices': volume_of_slices,
+        'volume_of_planes': volume_of_planes,
         'volume_by_gather': volume_by_gather,
         'upsampling_in_parts': upsampling_in_parts,
         'upsampling_by_reduction': upsampling_by_reduction,
