@@ -14,11 +14,11 @@ from torch import nn
 
 from stereo_kd_ros.model import Manifest, write_manifest
 from stereo_kd_training.export import build_manifest, example_pair, export_network
-from stereo_kd_training.networks import StereoNetwork, create
+from stereo_kd_training.networks import StereoNetwork, build, create
 from stereo_kd_training.networks.channels import apply_widths, changed_widths
 from stereo_kd_training.networks.contract import ContractModel
 from stereo_kd_training.networks.shipped import ShippedModelError, load_shipped
-from stereo_kd_training.train import load_weights
+from stereo_kd_training.train import TrainingError, load_weights
 
 
 def lived(network: StereoNetwork) -> StereoNetwork:
@@ -82,14 +82,19 @@ def test_a_step_of_training_moves_every_weight(shipped: Path) -> None:
     assert all(parameter.grad is not None for parameter in rebuilt.parameters())
 
 
-def test_pruned_widths_come_back(network: StereoNetwork, tmp_path: Path) -> None:
+def pruned() -> StereoNetwork:
     whole = create('kestrel', **TINY)
     narrow = create('kestrel', **TINY)
     apply_widths(narrow, {'guide.0': [8, 16, 1], 'guide.1': [16], 'upsampling.0.0': [32, 48, 1]})
     narrow.configuration['widths'] = changed_widths(narrow, whole)
     for parameter in narrow.parameters():
         nn.init.normal_(parameter, std=0.2)
-    export_network(lived(narrow), tmp_path / 'narrow.onnx', sizes=[(96, 160)])
+    return lived(narrow)
+
+
+def test_pruned_widths_come_back(tmp_path: Path) -> None:
+    narrow = pruned()
+    export_network(narrow, tmp_path / 'narrow.onnx', sizes=[(96, 160)])
     rebuilt = load_shipped(tmp_path / 'narrow.onnx', pairs=1)
     assert rebuilt.guide[0].out_channels == 16
     torch.testing.assert_close(answers(rebuilt), answers(narrow), atol=0.01, rtol=0)
@@ -99,6 +104,35 @@ def test_a_run_may_start_from_a_shipped_file(network: StereoNetwork, shipped: Pa
     other = create('kestrel', **TINY).eval()
     load_weights(other, shipped)
     torch.testing.assert_close(answers(other), answers(network), atol=0.01, rtol=0)
+
+
+def test_a_run_may_start_from_a_pruned_file(tmp_path: Path) -> None:
+    narrow = pruned()
+    export_network(narrow, tmp_path / 'narrow.onnx', sizes=[(96, 160)])
+    other = create('kestrel', **TINY).eval()
+    load_weights(other, tmp_path / 'narrow.onnx')
+    assert other.configuration['widths'] == narrow.configuration['widths']
+    torch.testing.assert_close(answers(other), answers(narrow), atol=0.01, rtol=0)
+    # what a checkpoint of that run is rebuilt from
+    again = build(other.configuration).eval()
+    again.load_state_dict(other.state_dict())
+    torch.testing.assert_close(answers(again), answers(other))
+
+
+def test_a_pruned_start_for_another_network_is_refused(tmp_path: Path) -> None:
+    export_network(pruned(), tmp_path / 'narrow.onnx', sizes=[(96, 160)])
+    with pytest.raises(TrainingError, match=r'narrow\.onnx does not fit this network'):
+        load_weights(create('anynet'), tmp_path / 'narrow.onnx')
+
+
+def test_a_run_may_start_from_a_calibrated_file(tmp_path: Path) -> None:
+    """Its confidence was fitted to its answers, which training is about to change."""
+    torch.manual_seed(1)
+    calibrated = lived(create('kestrel', **TINY, calibrated=True))
+    export_network(calibrated, tmp_path / 'calibrated.onnx', sizes=[(96, 160)])
+    other = create('kestrel', **TINY).eval()
+    load_weights(other, tmp_path / 'calibrated.onnx')
+    torch.testing.assert_close(answers(other), answers(calibrated), atol=0.01, rtol=0)
 
 
 def test_a_file_that_does_not_say_what_it_is_is_refused(shipped: Path, tmp_path: Path) -> None:

@@ -44,7 +44,14 @@ from stereo_kd_training.losses import (
     smooth_l1_disparity,
     two_hot_cross_entropy,
 )
-from stereo_kd_training.networks import StereoNetwork, StereoOutput, build, create
+from stereo_kd_training.networks import (
+    NetworkError,
+    StereoNetwork,
+    StereoOutput,
+    apply_widths,
+    build,
+    create,
+)
 from stereo_kd_training.networks.contract import ContractModel
 from stereo_kd_training.parallel import share_statistics
 
@@ -437,12 +444,14 @@ class Trainer:
         self.step = int(state['step'])
         self.seconds = float(state['seconds'])
         self.best_epe_px = float(state['best_epe_px'])
+        if self.accelerator.scaler is not None and state.get('scaler'):
+            self.accelerator.scaler.load_state_dict(state['scaler'])
 
     def save_checkpoint(self, name: str = 'checkpoint.pt') -> None:
         """Write all that a resumed run needs; a kill leaves the old file or the new one."""
         if not self.accelerator.is_main_process:
             return
-        network = self.plain_network
+        network, scaler = self.plain_network, self.accelerator.scaler
         save_atomically(
             self.run_dir / name,
             {
@@ -454,6 +463,7 @@ class Trainer:
                 'step': self.step,
                 'seconds': self.seconds,
                 'best_epe_px': self.best_epe_px,
+                'scaler': scaler.state_dict() if scaler else None,
                 'training': self.config.model_dump(),
             },
         )
@@ -560,12 +570,20 @@ class Trainer:
             self.network.parameters(), self.config.clip_gradient
         )
         if not self._finite_everywhere(norm):
-            return None
+            return self._train_step(batches) if self._scale_lowered() else None
         self.optimizer.step()
         update_ema(self.ema, self.plain_network, self.config.ema_decay, self.step)
         sums['gradient_norm'] = float(norm)
         sums['learning_rate'] = rate
         return sums
+
+    def _scale_lowered(self) -> bool:
+        """Whether fp16's gradients can be tried again, scaled less; they start by overflowing."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return False
+        scaler.update()
+        return scaler.get_scale() >= 1.0
 
     def _mean(self, value: Tensor) -> float:
         """Mean over the processes, so that the log is that of the whole batch."""
@@ -794,7 +812,8 @@ def load_network(path: Path | str, ema: bool = True) -> StereoNetwork:
 def load_weights(network: StereoNetwork, path: Path | str) -> None:
     """Start `network` from the EMA weights of another run, or from a shipped ONNX file.
 
-    Some networks may start from another of their family, see `StereoNetwork.fitted`.
+    Some networks may start from another of their family, see `StereoNetwork.fitted`. Where the
+    other was pruned, `network` loses the same channels first.
 
     Raises:
         TrainingError: the weights belong to another network.
@@ -803,12 +822,18 @@ def load_weights(network: StereoNetwork, path: Path | str) -> None:
     if path.suffix == '.onnx':
         from stereo_kd_training.networks.shipped import load_shipped
 
-        state = {'ema': load_shipped(path).state_dict()}
+        shipped = load_shipped(path)
+        configuration, weights = shipped.configuration, shipped.state_dict()
     else:
         state = read_checkpoint(path / 'checkpoint.pt' if path.is_dir() else path)
+        configuration, weights = state['configuration'], state['ema']
+    widths = configuration.get('widths')
     try:
-        network.load_state_dict(network.fitted(state['ema']))
-    except RuntimeError as error:
+        if widths and not network.configuration.get('widths'):
+            apply_widths(network, widths)
+            network.configuration['widths'] = dict(widths)
+        network.load_state_dict(network.fitted(weights))
+    except (RuntimeError, NetworkError) as error:
         raise TrainingError(f'{path} does not fit this network: {error}') from error
 
 

@@ -15,7 +15,15 @@ from typing import Any
 from stereo_kd_training.networks.base import NetworkError, StereoNetwork, StereoOutput
 from stereo_kd_training.networks.channels import apply_widths
 
-__all__ = ['NetworkError', 'StereoNetwork', 'StereoOutput', 'build', 'create', 'names']
+__all__ = [
+    'NetworkError',
+    'StereoNetwork',
+    'StereoOutput',
+    'apply_widths',
+    'build',
+    'create',
+    'names',
+]
 
 # name -> (module, class, options fixed by the name)
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {

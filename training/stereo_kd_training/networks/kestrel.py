@@ -296,13 +296,16 @@ class Kestrel(StereoNetwork):
         """The weights of a network with other cells or another range, as a start for this one.
 
         Hypotheses that the other lacks take the logits of its farthest and see nothing of the
-        volume; convex weights are interpolated between the parts of a cell. What differs besides
-        is left as it is, for `load_state_dict` to name.
+        volume; convex weights are interpolated between the parts of a cell. A confidence that
+        was calibrated for the other's answers is left behind where this one has none. What
+        differs besides is left as it is, for `load_state_dict` to name.
 
         Args:
             state: state dict of another `Kestrel`.
         """
         state = dict(state)
+        if self.calibration is None:
+            state = {k: v for k, v in state.items() if not k.startswith('calibration.')}
         logits, enter = 'aggregation.logits.', 'aggregation.enter.0.weight'
         other = len(state.get(logits + 'bias', self.bins))
         more = self.hypotheses - other
