@@ -42,6 +42,10 @@ def play(
         bool,
         typer.Option('--restamp', help='Stamp messages with the time at which they go out.'),
     ] = False,
+    restamp_tolerance: Annotated[
+        float,
+        typer.Option(min=0.0, help='Stamps this near keep their distance, s.', hidden=True),
+    ] = 0.0,
     wait: Annotated[
         float, typer.Option(help='Wait up to this many seconds for subscribers to the images.')
     ] = 0.0,
@@ -95,7 +99,12 @@ def play(
         stack.enter_context(suppress(KeyboardInterrupt))
         while True:
             task = progress.add_task(f'playing {bag.name}', total=total)
-            for message in player.play(rate=rate, restamp_now=restamp, clock=clock):
+            for message in player.play(
+                rate=rate,
+                restamp_now=restamp,
+                clock=clock,
+                tolerance_ns=round(restamp_tolerance * 1e9),
+            ):
                 sent += 1
                 late_ms = max(late_ms, message.late_ms)
                 progress.advance(task)

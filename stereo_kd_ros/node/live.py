@@ -105,6 +105,9 @@ def play_through_node(
     rate_hz: float | None = None,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     threads: int = 0,
+    *,
+    namespace: str | None = None,
+    tolerance_ns: int = 0,
 ) -> LiveRun:
     """Play a bag into a node and record disparity and depth as the bag `output/recording`.
 
@@ -116,6 +119,8 @@ def play_through_node(
         rate_hz: Pairs per second; what the bag was recorded at when left out.
         on_progress: Told the phase, the pairs that came back and the pairs there are.
         threads: As for the node.
+        namespace: Which camera, in a bag with several.
+        tolerance_ns: How far apart the stamps of a pair may lie.
 
     Raises:
         BagError: The bag cannot be read, or holds no stereo camera.
@@ -123,7 +128,7 @@ def play_through_node(
         ChildError: The node or the player died.
         LiveError: The node did not start, or published nothing.
     """
-    with StereoBag(bag) as source:
+    with StereoBag(bag, namespace=namespace, tolerance_ns=tolerance_ns) as source:
         topics, camera, pairs = source.stereo_topics, source.camera, source.pair_count
         seconds = source.duration_s
     if not pairs:
@@ -141,7 +146,7 @@ def play_through_node(
         recorder = stack.enter_context(
             open_recorder(_OUTPUTS, writer, diagnostics_of=f'{NAMESPACE}/stereo_node')
         )
-        command = _node_command(topics, model, provider, camera, threads)
+        command = _node_command(topics, model, provider, camera, threads, tolerance_ns)
         node = stack.enter_context(
             Child('node', command, log=output / 'node.log', environ=environ)
         )
@@ -149,7 +154,9 @@ def play_through_node(
         _wait_for_node(recorder, node, stop)
         start = output / 'start'
         start.unlink(missing_ok=True)
-        command = _player_command(bag, topics, log, rate_hz / recorded_rate_hz, start)
+        command = _player_command(
+            bag, topics, log, rate_hz / recorded_rate_hz, start, tolerance_ns
+        )
         player = stack.enter_context(
             Child('player', command, log=output / 'player.log', environ=environ)
         )
@@ -196,7 +203,12 @@ def own_domain() -> dict[str, str]:
 
 
 def _node_command(
-    topics: StereoTopics, model: Path, provider: str, camera: StereoCamera, threads: int
+    topics: StereoTopics,
+    model: Path,
+    provider: str,
+    camera: StereoCamera,
+    threads: int,
+    tolerance_ns: int,
 ) -> list[str]:
     compressed = topics.left_image.endswith('/compressed')
     remaps = {
@@ -214,6 +226,11 @@ def _node_command(
         'warm_up_height': camera.height,
         'image_transport': 'compressed' if compressed else 'raw',
     }
+    if tolerance_ns:
+        parameters |= {
+            'approximate_sync': 'true',
+            'approximate_sync_tolerance_seconds': tolerance_ns / 1e9,
+        }
     command = [sys.executable, '-m', 'stereo_kd_ros.node.main', '--ros-args']
     for name, value in remaps.items():
         command += ['-r', f'{name}:={value}']
@@ -223,12 +240,13 @@ def _node_command(
 
 
 def _player_command(
-    bag: Path, topics: StereoTopics, log: Path, rate: float, start: Path
+    bag: Path, topics: StereoTopics, log: Path, rate: float, start: Path, tolerance_ns: int
 ) -> list[str]:
     command = [sys.executable, '-m', 'stereo_kd_ros.commands.main', 'play', str(bag)]
     for name in topics.names:
         command += ['--topic', name]
     command += ['--restamp', '--wait', str(_MATCH_TIMEOUT_S), '--log', str(log)]
+    command += ['--restamp-tolerance', str(tolerance_ns / 1e9)]
     return [*command, '--rate', str(rate), '--hold-until', str(start)]
 
 

@@ -4,8 +4,9 @@
 
 Messages go out as the bytes that were recorded; at most the eight bytes of the header stamp are
 changed. With `restamp`, all messages that shared a stamp share a new one: the wall clock at the
-moment when the first of them goes out. Stamp-to-publish latency measured downstream then begins
-when the player begins to hand a pair to DDS, and includes the transfer of both images.
+moment when the first of them goes out. Those within a tolerance of it keep their distance to it,
+so that a pair whose eyes are stamped apart stays one. Stamp-to-publish latency measured downstream
+then begins when the player begins to hand a pair to DDS, and includes the transfer of both images.
 """
 
 from __future__ import annotations
@@ -149,7 +150,12 @@ class BagPlayer:
             time.sleep(_TICK_S)
 
     def play(
-        self, *, rate: float = 1.0, restamp_now: bool = False, clock: bool = False
+        self,
+        *,
+        rate: float = 1.0,
+        restamp_now: bool = False,
+        clock: bool = False,
+        tolerance_ns: int = 0,
     ) -> Iterator[PlayedMessage]:
         """Publish the bag once, paced by the times at which it was recorded.
 
@@ -157,6 +163,7 @@ class BagPlayer:
             rate: 2.0 plays twice as fast.
             restamp_now: Replace header stamps as the module says.
             clock: Publish the bag's time on /clock.
+            tolerance_ns: How far apart stamps may lie that keep their distance when replaced.
 
         Yields:
             What has just been published; ends early when the context shuts down.
@@ -176,7 +183,7 @@ class BagPlayer:
             due = started + (message.time_ns - first_ns) / 1e9 / rate
             if not self._sleep_until(due, message.time_ns, rate, clock):
                 return
-            yield self._publish(message, due, restamp_now, new_stamps)
+            yield self._publish(message, due, restamp_now, new_stamps, tolerance_ns)
 
     def flush(self, timeout_s: float = 20.0) -> None:
         """Wait until subscribers have everything: what is on its way dies with us.
@@ -198,13 +205,17 @@ class BagPlayer:
         due: float,
         restamp_now: bool,
         new_stamps: OrderedDict[int, int],
+        tolerance_ns: int,
     ) -> PlayedMessage:
         stamp_ns = published_ns = None
         cdr = message.cdr
         if message.topic in self._stamped:
             stamp_ns = published_ns = read_stamp(cdr)
             if restamp_now:
-                published_ns = new_stamps.setdefault(stamp_ns, time.time_ns())
+                near = (known for known in new_stamps if abs(known - stamp_ns) <= tolerance_ns)
+                first_ns = stamp_ns if stamp_ns in new_stamps else next(near, stamp_ns)
+                published_ns = new_stamps.setdefault(first_ns, time.time_ns())
+                published_ns += stamp_ns - first_ns
                 if len(new_stamps) > _REMEMBERED_STAMPS:
                     new_stamps.popitem(last=False)
                 cdr = restamp(cdr, published_ns)

@@ -70,6 +70,39 @@ def test_what_comes_back_is_the_models_depth(tmp_path: Path, block_matcher: str)
 
 
 @pytest.mark.usefixtures('kept_environ')
+def test_the_camera_and_the_tolerance_are_those_that_were_asked_for(
+    tmp_path: Path, block_matcher: str
+) -> None:
+    """Two cameras in one bag; the eyes of the one that is meant are stamped 3 ms apart."""
+    rear, front = (StereoTopics.in_namespace(name) for name in ('rear', 'front'))
+    with StereoBagWriter(tmp_path / 'bag', topics=rear) as bag:
+        for index in range(PAIRS):
+            stamp_ns = 10**9 + index * 200_000_000
+            pair = shifted_pair(DISPARITY_PX, HEIGHT, WIDTH, index)
+            bag.write_pair(stamp_ns, *pair, CAMERA)
+            bag.topics = front
+            for topic, image, later_ns in (
+                (front.left_image, pair[0], 0),
+                (front.right_image, pair[1], 3_000_000),
+            ):
+                bag.write_camera_infos(stamp_ns + later_ns, CAMERA)
+                bag.write(topic, stamp_ns, bag._image(stamp_ns + later_ns, image))
+            bag.topics = rear
+    (tmp_path / 'out').mkdir()
+    run = play_through_node(
+        tmp_path / 'bag',
+        tmp_path / 'out',
+        Path(block_matcher),
+        'cpu',
+        namespace='/front',
+        tolerance_ns=4_000_000,
+    )
+    assert len(run.recorded_stamps) == PAIRS
+    assert 1 <= run.pairs_recorded <= PAIRS
+    assert int(run.to_json()['dropped']['unmatched_left']) == 0
+
+
+@pytest.mark.usefixtures('kept_environ')
 def test_the_domain_is_ours_alone_and_stays_on_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
