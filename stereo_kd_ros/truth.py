@@ -9,20 +9,24 @@ left image, float32 (H, W) in pixels, NaN where it is unknown, or None for a fra
 files `<stamp>` or `<index>`    .pfm disparity in pixels, or KITTI's 16-bit .png (1/256 px)
 stereo_msgs/DisparityImage      another model, or a simulator
 sensor_msgs/Image, 32FC1/16UC1  depth in metres or millimetres, in the left image's geometry
-sensor_msgs/PointCloud2         LiDAR, through the bag's /tf_static into the left optical frame
+sensor_msgs/CompressedImage     the same, as image_transport's compressedDepth writes it
+sensor_msgs/PointCloud2         LiDAR, through the bag's /tf_static and /tf, or a file of
+                                extrinsics, into the left optical frame
 =============================== ==================================================================
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
-from stereo_kd_ros.bag import IMAGE, Bag, StereoBag
+from stereo_kd_ros.bag import COMPRESSED_IMAGE, IMAGE, Bag, StereoBag
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.disparity_io import read_kitti_png, read_pfm
 
@@ -31,6 +35,12 @@ POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
 
 # A LiDAR turns on its own time; its scan counts for the frame it is nearest to.
 _CLOUD_TOLERANCE_NS = 60_000_000
+
+# int32 format and two float32 parameters before the picture of a compressedDepth message.
+_COMPRESSED_DEPTH_HEADER = struct.Struct('<iff')
+
+# By how much a rotation of extrinsics may miss being one: such files carry six digits.
+_ROTATION_TOLERANCE = 1e-3
 
 _POINT_FIELDS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 8: 'f8'}
 
@@ -47,8 +57,15 @@ class TruthSource(Protocol):
 
 
 @contextmanager
-def open_truth(bag: StereoBag, truth: str | None) -> Iterator[TruthSource | None]:
+def open_truth(
+    bag: StereoBag, truth: str | None, extrinsics: str | Path | None = None
+) -> Iterator[TruthSource | None]:
     """The truth of an open bag: a topic of it or a folder of files; None where none is named.
+
+    Args:
+        bag: The open bag.
+        truth: Topic or folder.
+        extrinsics: Where its LiDAR is, as `read_extrinsics` takes it; the bag's tf without.
 
     Raises:
         TruthError: As `TruthTopic` and `TruthFiles` do.
@@ -56,20 +73,25 @@ def open_truth(bag: StereoBag, truth: str | None) -> Iterator[TruthSource | None
     if truth is None:
         yield None
     elif truth in bag.topics:
-        with TruthTopic(bag, truth) as topic:
+        with TruthTopic(bag, truth, extrinsics) as topic:
             yield topic
     else:
-        yield TruthFiles(Path(truth))
+        yield TruthFiles(Path(truth), bag.camera)
 
 
 class TruthFiles:
     """One file per frame, named by its stamp in ns or by its number from 0.
 
+    Args:
+        folder: Of the files.
+        camera: Whose left image they must be as large as.
+
     Raises:
         TruthError: The folder holds no .pfm and no .png.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, camera: StereoCamera) -> None:
+        self._camera = camera
         self._by_stem: dict[str, Path] = {}
         if folder.is_dir():
             files = sorted([*folder.glob('*.pfm'), *folder.glob('*.png')])
@@ -81,11 +103,17 @@ class TruthFiles:
             )
 
     def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
-        """Read the file of this frame, if there is one."""
+        """Read the file of this frame, if there is one.
+
+        Raises:
+            TruthError: It has another size than the left image.
+            DisparityFileError: It cannot be read.
+        """
         file = self._by_stem.get(str(stamp_ns)) or self._by_stem.get(str(index))
         if file is None:
             return None
         values = read_pfm(file) if file.suffix == '.pfm' else read_kitti_png(file)
+        _require_size(values, self._camera, str(file))
         return np.where(np.isfinite(values) & (values > 0), values, np.nan).astype(np.float32)
 
 
@@ -95,16 +123,18 @@ class TruthTopic:
     Args:
         bag: The open bag; it is opened a second time for the topic.
         topic: Of one of the types that the module lists.
+        extrinsics: Of a PointCloud2, as `read_extrinsics` takes it; the bag's tf without.
 
     Raises:
         TruthError: No such topic, of another type, or a LiDAR without a transform to the camera.
     """
 
-    def __init__(self, bag: StereoBag, topic: str) -> None:
+    def __init__(self, bag: StereoBag, topic: str, extrinsics: str | Path | None = None) -> None:
         msgtype = bag.topics.get(topic)
         readers = {
             DISPARITY_IMAGE: (self._from_disparity, 0),
             IMAGE: (self._from_depth, 0),
+            COMPRESSED_IMAGE: (self._from_depth, 0),
             POINT_CLOUD: (self._from_cloud, _CLOUD_TOLERANCE_NS),
         }
         if msgtype not in readers:
@@ -117,22 +147,23 @@ class TruthTopic:
         self._topic = topic
         self._convert, self._tolerance_ns = readers[msgtype]
         self._bag = Bag(bag.path)
-        self._messages: Iterator[tuple[int, Any]] | None = None
-        self._waiting: list[tuple[int, Any]] = []
-        self._optical_frame = _first(bag, bag.stereo_topics.left_image).header.frame_id
-        self._to_camera: np.ndarray | None = None
-        if msgtype == POINT_CLOUD:
-            self._to_camera = _static_transform(
-                bag, _first(bag, topic).header.frame_id, self._optical_frame
+        self._messages: Iterator[tuple[int, Any, np.ndarray | None]] | None = None
+        self._waiting: list[tuple[int, Any, np.ndarray | None]] = []
+        self._frames: _Frames | None = None
+        self._mounted: np.ndarray | None = None
+        if msgtype == POINT_CLOUD and extrinsics is not None:
+            self._mounted = read_extrinsics(extrinsics)
+        elif msgtype == POINT_CLOUD:
+            self._frames = _Frames(
+                bag,
+                _first(bag, topic).header.frame_id,
+                _first(bag, bag.stereo_topics.left_image).header.frame_id,
             )
 
     def __enter__(self) -> TruthTopic:
         """Open the bag a second time."""
         self._bag.__enter__()
-        self._messages = (
-            (header_stamp_ns(message.header), message)
-            for _, _, message in self._bag.decoded([self._topic])
-        )
+        self._messages = self._with_transforms()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -140,7 +171,11 @@ class TruthTopic:
         self._bag.__exit__(None, None, None)
 
     def disparity(self, stamp_ns: int, index: int) -> np.ndarray | None:
-        """The message nearest to the stamp, as a disparity; None when none is near enough."""
+        """The message nearest to the stamp, as a disparity; None when none is near enough.
+
+        Raises:
+            TruthError: It is not of the left image's size, or of an unknown encoding.
+        """
         assert self._messages is not None
         while not self._waiting or self._waiting[-1][0] <= stamp_ns + self._tolerance_ns:
             following = next(self._messages, None)
@@ -153,24 +188,32 @@ class TruthTopic:
         nearest = min(self._waiting, key=lambda item: abs(item[0] - stamp_ns), default=None)
         if nearest is None or abs(nearest[0] - stamp_ns) > self._tolerance_ns:
             return None
-        return self._convert(nearest[1])
+        return self._convert(nearest[1], nearest[2])
 
-    def _from_disparity(self, message: Any) -> np.ndarray:
-        return raw_disparity(message) + np.float32(self._camera.cx_offset_px)
+    def _with_transforms(self) -> Iterator[tuple[int, Any, np.ndarray | None]]:
+        """The topic's messages with their stamps and, of a LiDAR, its transform at that time."""
+        frames = self._frames
+        followed = [self._topic] if frames is None else [self._topic, *frames.moving]
+        for topic, _, message in self._bag.decoded(followed):
+            if topic == self._topic:
+                to_camera = self._mounted if frames is None else frames.to_camera
+                yield header_stamp_ns(message.header), message, to_camera
+            elif frames is not None:
+                frames.update(message)
 
-    def _from_depth(self, message: Any) -> np.ndarray:
+    def _from_disparity(self, message: Any, _: np.ndarray | None) -> np.ndarray:
+        disparity = raw_disparity(message)
+        _require_size(disparity, self._camera, self._topic)
+        return disparity + np.float32(self._camera.cx_offset_px)
+
+    def _from_depth(self, message: Any, _: np.ndarray | None) -> np.ndarray:
         depth = depth_m(message)
-        expected = (self._camera.height, self._camera.width)
-        if depth.shape != expected:
-            raise TruthError(
-                f'{self._topic} is {depth.shape[1]}x{depth.shape[0]} and the left image '
-                f'{expected[1]}x{expected[0]}: depth must be in the geometry of the left image.'
-            )
+        _require_size(depth, self._camera, self._topic)
         return self._raw(depth)
 
-    def _from_cloud(self, message: Any) -> np.ndarray:
-        assert self._to_camera is not None
-        points = cloud_xyz(message) @ self._to_camera[:3, :3].T + self._to_camera[:3, 3]
+    def _from_cloud(self, message: Any, to_camera: np.ndarray | None) -> np.ndarray:
+        assert to_camera is not None
+        points = cloud_xyz(message) @ to_camera[:3, :3].T + to_camera[:3, 3]
         return self._raw(project_depth(points, self._camera))
 
     def _raw(self, depth: np.ndarray) -> np.ndarray:
@@ -190,9 +233,12 @@ def depth_m(message: Any) -> np.ndarray:
     """The (H, W) float32 metres of a depth image, NaN where there is none.
 
     Raises:
-        TruthError: Neither 32FC1 (metres) nor 16UC1 (millimetres).
+        TruthError: Neither 32FC1 (metres) nor 16UC1 (millimetres), or a compressed one that is
+            not PNG within compressedDepth.
     """
-    if message.encoding == '32FC1':
+    if message.__msgtype__ == COMPRESSED_IMAGE:
+        depth = _compressed_depth_m(message)
+    elif message.encoding == '32FC1':
         depth = _pixels(message, 'f4').astype(np.float32)
     elif message.encoding in ('16UC1', 'mono16'):
         depth = _pixels(message, 'u2').astype(np.float32) / np.float32(1000)
@@ -201,6 +247,62 @@ def depth_m(message: Any) -> np.ndarray:
             f'A depth image in {message.encoding}: expected 32FC1 (metres) or 16UC1 (millimetres).'
         )
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float32)
+
+
+def _compressed_depth_m(message: Any) -> np.ndarray:
+    """The (H, W) float32 metres of what image_transport's compressed_depth plugin wrote.
+
+    16UC1 is a PNG of millimetres. 32FC1 is a PNG of inverse depth q = A / Z + B, whose A and B
+    stand before it.
+    """
+    content = bytes(message.data)
+    size = _COMPRESSED_DEPTH_HEADER.size
+    encoding = message.format.partition(';')[0].strip()
+    if 'compressedDepth' not in message.format or encoding not in ('16UC1', '32FC1'):
+        raise TruthError(
+            f'A compressed image in {message.format!r} is no depth: expected 16UC1 or 32FC1 as '
+            'compressedDepth.'
+        )
+    picture = np.frombuffer(content[size:], np.uint8)
+    stored = cv2.imdecode(picture, cv2.IMREAD_UNCHANGED) if picture.size else None
+    if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
+        raise TruthError(
+            f'A depth image in {message.format!r} holds no 16-bit PNG: record it with the png '
+            'format of compressedDepth, or uncompressed.'
+        )
+    values = stored.astype(np.float32)
+    if encoding == '16UC1':
+        return values / np.float32(1000)
+    _, quantum_a, quantum_b = _COMPRESSED_DEPTH_HEADER.unpack(content[:size])
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(stored > 0, np.float32(quantum_a) / (values - np.float32(quantum_b)), 0)
+
+
+def read_extrinsics(path: str | Path) -> np.ndarray:
+    """The (4, 4) matrix of a file that takes points [m] of a LiDAR into the left optical frame.
+
+    The rectified one. The file holds the 12 or 16 numbers of a 3x4 or 4x4 matrix, row by row, or
+    a line `Tr: ` with them, as KITTI's calib.txt does.
+
+    Raises:
+        TruthError: It cannot be read, or holds something else.
+    """
+    expected = 'expected the 12 or 16 numbers of a matrix [R t], or a line "Tr: " with 12'
+    try:
+        content = Path(path).read_text(encoding='utf-8')
+        lines = [line.partition(':')[2] for line in content.splitlines() if line[:2] == 'Tr']
+        numbers = np.array((lines[0] if lines else content).replace(',', ' ').split(), float)
+    except (OSError, ValueError) as error:
+        raise TruthError(f'{path} holds no extrinsics ({error}): {expected}.') from error
+    if numbers.size not in (12, 16):
+        raise TruthError(f'{path} holds {numbers.size} numbers: {expected}.')
+    matrix = np.eye(4)
+    matrix[:3] = numbers[:12].reshape(3, 4)
+    rotation = matrix[:3, :3]
+    apart = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if not (apart < _ROTATION_TOLERANCE and np.linalg.det(rotation) > 0):
+        raise TruthError(f'{path}: the first three columns are no rotation: {expected}.')
+    return matrix
 
 
 def cloud_xyz(message: Any) -> np.ndarray:
@@ -255,34 +357,75 @@ def _first(bag: Bag, topic: str) -> Any:
     return next(message for _, _, message in bag.decoded([topic]))
 
 
-def _static_transform(bag: Bag, source: str, target: str) -> np.ndarray:
-    """The (4, 4) matrix that takes points of frame `source` into frame `target`.
+class _Frames:
+    """How the frame of a LiDAR lies to the camera's, from a bag's /tf_static and, if need be, /tf.
+
+    Args:
+        bag: The open bag.
+        source, target: Frames of the LiDAR and of the camera.
+
+    Attributes:
+        moving: Topics whose messages `update` wants; none where /tf_static says it all.
+        to_camera: (4, 4), takes points of the LiDAR into the camera's frame at this time; before
+            the first update as the bag's first transforms say.
 
     Raises:
-        TruthError: /tf_static does not connect them.
+        TruthError: Neither topic connects them.
     """
-    if source == target:
-        return np.eye(4)
-    edges: dict[str, dict[str, np.ndarray]] = {}
-    for _, _, message in bag.decoded(['/tf_static']):
+
+    def __init__(self, bag: Bag, source: str, target: str) -> None:
+        self._source, self._target = source.strip('/'), target.strip('/')
+        self._edges: dict[str, dict[str, np.ndarray]] = {}
+        self.moving: tuple[str, ...] = ()
+        for _, _, message in bag.decoded(['/tf_static']):
+            self._add(message)
+        found = self._path()
+        if found is None:
+            self.moving = ('/tf',)
+            for _, _, message in bag.decoded(self.moving):
+                self._add(message)
+                if (found := self._path()) is not None:
+                    break
+        if found is None:
+            raise TruthError(
+                f'Neither /tf_static nor /tf connects {source} to {target}; they know '
+                f'{sorted(self._edges)}. Record them, or give a file of extrinsics.'
+            )
+        self.to_camera = found
+
+    def update(self, message: Any) -> None:
+        """Take the transforms of one more message of /tf."""
+        self._add(message)
+        found = self._path()
+        assert found is not None, 'frames that were connected once stay so'
+        self.to_camera = found
+
+    def _add(self, message: Any) -> None:
         for link in message.transforms:
             parent, child = link.header.frame_id.strip('/'), link.child_frame_id.strip('/')
             to_parent = _matrix(link.transform)
-            edges.setdefault(child, {})[parent] = to_parent
-            edges.setdefault(parent, {})[child] = np.linalg.inv(to_parent)
-    found = {source.strip('/'): np.eye(4)}
-    frontier = [source.strip('/')]
-    while frontier:
-        frame = frontier.pop()
-        for neighbour, step in edges.get(frame, {}).items():
-            if neighbour not in found:
-                found[neighbour] = step @ found[frame]
-                frontier.append(neighbour)
-    if target.strip('/') not in found:
+            self._edges.setdefault(child, {})[parent] = to_parent
+            self._edges.setdefault(parent, {})[child] = np.linalg.inv(to_parent)
+
+    def _path(self) -> np.ndarray | None:
+        found = {self._source: np.eye(4)}
+        frontier = [self._source]
+        while frontier:
+            frame = frontier.pop()
+            for neighbour, step in self._edges.get(frame, {}).items():
+                if neighbour not in found:
+                    found[neighbour] = step @ found[frame]
+                    frontier.append(neighbour)
+        return found.get(self._target)
+
+
+def _require_size(values: np.ndarray, camera: StereoCamera, where: str) -> None:
+    expected = (camera.height, camera.width)
+    if values.shape != expected:
         raise TruthError(
-            f'/tf_static does not connect {source} to {target}; it knows {sorted(edges)}.'
+            f'{where} is {values.shape[1]}x{values.shape[0]} and the left image '
+            f'{expected[1]}x{expected[0]}: truth must be in the geometry of the left image.'
         )
-    return found[target.strip('/')]
 
 
 def _matrix(transform: Any) -> np.ndarray:
