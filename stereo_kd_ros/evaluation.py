@@ -4,7 +4,8 @@
 
 `evaluate` replays a bag through the node's own pairing, decoding and engine, and writes one JSON
 line per model and pair as it goes. A run that was killed goes on behind the last whole line. The
-report is made of these lines alone.
+report is made of these lines alone, read one at a time: of a pair of a bag, however long that is,
+a few numbers stay in memory and no picture.
 
 Figures of a model (`report.json`, under `models`; null where there is nothing to measure them by):
 
@@ -14,6 +15,7 @@ Figures of a model (`report.json`, under `models`; null where there is nothing t
     edge_epe_px                 the same near depth edges
     depth_mae_m depth_abs_rel   depth errors, pooled over pixels
     ause_px                     area between sparsification by confidence and by true error
+    sparsification              the two curves: EPE that is left without the worst share of pixels
     ranges                      per bin of true depth: pixels, EPE, depth error
     valid_fraction              share of pixels with a disparity above 0
     mean_confidence             as the model says
@@ -31,7 +33,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,21 +48,21 @@ from stereo_kd_ros.baselines import Sgbm
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.metrics import (
-    DisparityMetrics,
     counted_pixels,
     disparity_metrics,
     edge_epe,
     fill_holes_row_background,
     sparsification_auc,
 )
-from stereo_kd_ros.model import resolve_model
-from stereo_kd_ros.onnx_peer import OnnxPeer, open_onnx_peer
+from stereo_kd_ros.model import ModelError, resolve_model
+from stereo_kd_ros.onnx_peer import KNOWN_ADAPTERS, OnnxPeer, OnnxPeerError, open_onnx_peer
 from stereo_kd_ros.results import machine, path_sha256, percentiles, rounded
 from stereo_kd_ros.truth import TruthSource, open_truth
 
 SCHEMA = 'stereo_kd_ros/evaluation/1'
 RANGE_BINS_M = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 SGBM_NAME = 'sgbm-3way'
+SPARSIFICATION_STEPS = 20
 
 # Figures that are the mean over the pairs that have them.
 _MEANS = (
@@ -93,6 +96,16 @@ FIGURES = (
     'p95_ms',
     'p99_ms',
     'max_ms',
+)
+# What a report draws along the bag.
+DRAWN = (
+    'epe_px',
+    'left_right_percent',
+    'photometric_error',
+    'flicker_px',
+    'sgbm_difference_px',
+    'teacher_difference_px',
+    'inference_ms',
 )
 LIVE_FIGURES = ('live_dropped_percent', 'live_p50_ms', 'live_p95_ms', 'live_p99_ms')
 
@@ -186,18 +199,27 @@ def open_matcher(text: str, provider: str) -> Matcher:
     """A matcher by the words of a command line.
 
     Args:
-        text: an ONNX file of our contract, a shipped model's name, or a foreign network as
-            `NAME=FILE.onnx`, where NAME has a known adapter, or `NAME=FILE.onnx@YAML`.
-        provider: of the former two.
+        text: an ONNX file of our contract, a shipped model's name, either of them under another
+            name as `NAME=FILE.onnx`, or a foreign network as `NAME=FILE.onnx`, where NAME has a
+            known adapter, or `NAME=FILE.onnx@YAML`.
+        provider: of models of our contract.
 
     Raises:
         ModelError: There is no such model.
         OnnxPeerError: The file of a foreign network or its adapter is at fault.
     """
     name, separator, file = text.partition('=')
-    if separator:
+    if not separator:
+        return ModelMatcher(resolve_model(text).resolve(), provider)
+    if name in KNOWN_ADAPTERS or '@' in file:
         return PeerMatcher(name, open_onnx_peer(name, file))
-    return ModelMatcher(resolve_model(text).resolve(), provider)
+    try:
+        return ModelMatcher(resolve_model(file).resolve(), provider, name)
+    except ModelError as error:
+        raise OnnxPeerError(
+            f'{text}: {error} A foreign network {name!r} has no known adapter (known: '
+            f'{", ".join(sorted(KNOWN_ADAPTERS))}); give one: {name}={file}@ADAPTER.yaml'
+        ) from error
 
 
 class SgbmMatcher:
@@ -230,13 +252,15 @@ class SgbmMatcher:
 class Options:
     """What is evaluated, apart from the models.
 
-    `truth` is a folder of files or the name of a topic; `every` = 2 takes each second pair.
+    `truth` is a folder of files or the name of a topic, `extrinsics` a file that says where its
+    LiDAR is (see `truth`); `every` = 2 takes each second pair.
     """
 
     topics: StereoTopics | None = None
     namespace: str | None = None
     tolerance_ns: int = 0
     truth: str | None = None
+    extrinsics: str | None = None
     every: int = 1
     max_pairs: int | None = None
     left_right: bool = True
@@ -245,15 +269,15 @@ class Options:
 
 @dataclass
 class _Track:
-    """One model's lines so far, and what it said of the last pair."""
+    """Which pairs one model has done, and what it said of the last one."""
 
     matcher: Matcher
     path: Path
-    done: dict[int, dict[str, Any]] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
     previous: Answer | None = None
 
     def append(self, record: dict[str, Any]) -> None:
-        self.done[record['index']] = record
+        self.done.add(record['index'])
         with self.path.open('a') as lines:
             lines.write(json.dumps(record, allow_nan=False) + '\n')
             lines.flush()
@@ -290,7 +314,10 @@ def evaluate(
     options = options or Options()
     names = [matcher.name for matcher in matchers]
     if len(set(names)) != len(names):
-        raise EvaluationError(f'Two models share a name: {", ".join(sorted(names))}.')
+        raise EvaluationError(
+            f'Two models share a name: {", ".join(sorted(names))}. '
+            'Give one of them another: --model NAME=FILE.onnx.'
+        )
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         bag = stack.enter_context(_open(bag_path, options))
@@ -309,7 +336,7 @@ def evaluate(
         for track in tracks:
             _resume(track, identity | {'model': track.matcher.describe()})
         camera = bag.camera
-        truth = stack.enter_context(open_truth(bag, options.truth))
+        truth = stack.enter_context(open_truth(bag, options.truth, options.extrinsics))
         total = _wanted_pairs(bag.pair_count, options)
         _replay(bag, camera, tracks, truth, teacher, options, lambda done: on_pair(done, total))
         unpaired = dict(bag.unpaired)
@@ -327,7 +354,7 @@ def evaluate(
                 {
                     'name': track.matcher.name,
                     **track.matcher.describe(),
-                    **summarise(track.done.values()),
+                    **summarise(read_records(track.path)),
                 }
                 for track in tracks
             ],
@@ -339,7 +366,10 @@ def selected_frames(
 ) -> Iterator[tuple[int, StereoFrame, np.ndarray | None]]:
     """Go through the bag once more for a few pairs: (index, frame, truth or None)."""
     options = options or Options()
-    with _open(bag_path, options) as bag, open_truth(bag, options.truth) as truth:
+    with (
+        _open(bag_path, options) as bag,
+        open_truth(bag, options.truth, options.extrinsics) as truth,
+    ):
         last = max(wanted, default=-1)
         for index, frame in enumerate(bag.pairs()):
             if index > last:
@@ -349,41 +379,59 @@ def selected_frames(
                 yield index, frame, known
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a results file; one that was cut off in the middle is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """What a results file says of each pair, in the order of the bag, one at a time."""
+    return (json.loads(line) for line in itertools.islice(_whole_lines(path), 1, None))
 
 
-def summarise(records: Any) -> dict[str, Any]:
-    """The figures of one model, as the module lists them."""
-    records = sorted(records, key=lambda record: record['index'])
-    scored = [record for record in records if record['truth'] is not None]
-    pooled = DisparityMetrics.pooled(
-        [DisparityMetrics(**record['truth']['disparity']) for record in scored]
-    )
-    times = [record['inference_ms'] for record in records]
-    figures: dict[str, Any] = {'pairs': len(records), 'pairs_with_truth': len(scored)}
-    for name in ('epe_px', 'bad1', 'bad2', 'bad3', 'd1'):
-        figures[name] = rounded(getattr(pooled, name))
-    ranges = _pool_ranges([record['truth']['ranges'] for record in scored])
+def drawn_figures(path: Path) -> dict[str, np.ndarray]:
+    """Of each figure of `DRAWN` the points (pair, value) of a results file, float64 (N, 2)."""
+    points = {name: array('d') for name in DRAWN}
+    for record in read_records(path):
+        values = dict(record)
+        if record['truth'] is not None:
+            values['epe_px'] = record['truth']['disparity']['epe_px']
+        for name in DRAWN:
+            if values.get(name) is not None:
+                points[name].extend((record['index'], values[name]))
+    return {name: np.array(values).reshape(-1, 2) for name, values in points.items()}
+
+
+def summarise(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one model, as the module lists them, from the records of its pairs."""
+    pairs = 0
+    # Weighed by their pixels, as if all pairs were one picture.
+    pooled = _Mean(('epe_px', 'bad1', 'bad2', 'bad3', 'd1'))
+    means = {name: _Mean((name,)) for name in _MEANS}
+    curves: _Mean | None = None
+    ranges: list[dict[str, Any]] = []
+    scored = 0
+    times = array('d')
+    for record in records:
+        pairs += 1
+        times.append(record['inference_ms'])
+        for name in _MEANS:
+            if record.get(name) is not None:
+                means[name].add(record, 1)
+        if record['truth'] is None:
+            continue
+        scored += 1
+        pooled.add(record['truth']['disparity'], record['truth']['disparity']['pixels'])
+        ranges = _pool_ranges(ranges, record['truth']['ranges'])
+        if sparsified := record['truth'].get('sparsification'):
+            curves = curves or _Mean(tuple(sparsified))
+            curves.add(sparsified, 1)
+    figures: dict[str, Any] = {'pairs': pairs, 'pairs_with_truth': scored, **pooled.rounded()}
     depth_pixels = sum(item['pixels'] for item in ranges)
     for name, total in (('depth_mae_m', 'error_m'), ('depth_abs_rel', 'relative')):
         known = sum(item[total] for item in ranges) / depth_pixels if depth_pixels else None
         figures[name] = rounded(known)
     for name in _MEANS:
-        known = [record[name] for record in records if record.get(name) is not None]
-        figures[name] = rounded(math.fsum(known) / len(known)) if known else None
+        figures |= means[name].rounded()
     for rank, value in percentiles(times).items():
         figures[f'{rank}_ms'] = value
     figures['max_ms'] = rounded(max(times), 3) if times else None
+    figures['sparsification'] = curves.rounded() if curves else None
     figures['ranges'] = [
         {
             'from_m': item['from_m'],
@@ -395,6 +443,33 @@ def summarise(records: Any) -> dict[str, Any]:
         for item in ranges
     ]
     return figures
+
+
+class _Mean:
+    """Weighted means of named values, or of lists of them, as they come."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+        self._weight = 0.0
+
+    def add(self, values: dict[str, Any], weight: float) -> None:
+        self._weight += weight
+        for name in self._names:
+            value = values[name]
+            if isinstance(value, list):
+                value = np.array(value, np.float64)
+            self._sums[name] = self._sums[name] + weight * value
+
+    def rounded(self) -> dict[str, Any]:
+        """None for each without any."""
+        if not self._weight:
+            return dict.fromkeys(self._names)
+        means = {name: total / self._weight for name, total in self._sums.items()}
+        return {
+            name: list(map(rounded, mean)) if isinstance(mean, np.ndarray) else rounded(mean)
+            for name, mean in means.items()
+        }
 
 
 def _open(bag_path: Path, options: Options) -> StereoBag:
@@ -413,25 +488,37 @@ def _wanted_pairs(pairs: int, options: Options) -> int:
 
 def _resume(track: _Track, identity: dict[str, Any]) -> None:
     """Take over the lines of an earlier run, if they are of the same thing."""
-    lines = read_lines(track.path)
-    if len(lines) < 2:
+    asked = json.loads(json.dumps(identity))
+    lines = _whole_lines(track.path)
+    known = json.loads(next(lines, '{}'))
+    first = next(lines, None)
+    if first is None:
         track.path.write_text(json.dumps(identity) + '\n')
         return
-    if lines[0] != json.loads(json.dumps(identity)):
-        changed = sorted(
-            key for key in identity if lines[0].get(key) != json.loads(json.dumps(identity[key]))
-        )
+    if known != asked:
+        changed = sorted(key for key in asked if known.get(key) != asked[key])
         raise EvaluationError(
             f'{track.path} holds results for another {" and ".join(changed)}: '
             'choose another folder, or remove that file.'
         )
-    track.done = {record['index']: record for record in lines[1:]}
-    whole = ''.join(json.dumps(line) + '\n' for line in lines)
-    if whole != track.path.read_text():
-        # A line that was cut off must not be continued by the next one.
-        temporary = track.path.with_suffix('.tmp')
-        temporary.write_text(whole)
-        temporary.replace(track.path)
+    track.done = {json.loads(line)['index'] for line in itertools.chain((first,), lines)}
+    # A line that was cut off must not be continued by the next one.
+    os.truncate(track.path, sum(len(line) for line in _whole_lines(track.path)))
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a results file; one that was cut off in the middle ends them."""
+    if not path.exists():
+        return
+    with path.open('rb') as lines:
+        for line in lines:
+            try:
+                json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b'\n'):
+                return
+            yield line
 
 
 def _replay(
@@ -562,24 +649,32 @@ def _against_truth(
                 'relative': float((error_m / true_m[inside]).sum()),
             }
         )
+    known: dict[str, Any] = {'disparity': vars(metrics), 'ranges': ranges}
     ause = math.nan
     if answer.confidence is not None:
-        ause = sparsification_auc(error_px, answer.confidence[counted]).ause
+        confidence = answer.confidence[counted]
+        sparsified = sparsification_auc(error_px, confidence, SPARSIFICATION_STEPS)
+        ause = sparsified.ause
+        known['sparsification'] = {
+            'epe_px': [rounded(value) for value in sparsified.curve],
+            'oracle_px': [rounded(value) for value in sparsified.oracle_curve],
+        }
     return {
         'edge_epe_px': rounded(edge_epe(dense, truth, max_disparity_px=max_disparity_px)),
         'ause_px': rounded(ause),
-        'truth': {'disparity': vars(metrics), 'ranges': ranges},
+        'truth': known,
     }
 
 
-def _pool_ranges(per_frame: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
-    pooled: list[dict[str, Any]] = []
-    for bins in zip(*per_frame):
-        pooled.append({'from_m': bins[0]['from_m'], 'to_m': bins[0]['to_m']})
-        for name in ('pixels', 'error_px', 'error_m', 'relative'):
-            pooled[-1][name] = math.fsum(item[name] for item in bins)
-        pooled[-1]['pixels'] = int(pooled[-1]['pixels'])
-    return pooled
+def _pool_ranges(pooled: list[dict[str, Any]], bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bins with those of one more pair."""
+    if not pooled:
+        return bins
+    added = ('pixels', 'error_px', 'error_m', 'relative')
+    return [
+        {**before, **{name: before[name] + item[name] for name in added}}
+        for before, item in zip(pooled, bins, strict=True)
+    ]
 
 
 def _mirror(image: np.ndarray) -> np.ndarray:

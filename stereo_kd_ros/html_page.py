@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from stereo_kd_ros.visualize import ERROR_COLOURS, ERROR_STEPS_PX
+
 # Colours that stay apart for the colour-blind and on paper (Okabe and Ito).
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _PLOT_WIDTH, _PLOT_HEIGHT, _MARGIN = 560, 190, 44
@@ -31,6 +33,7 @@ th:first-child,td:first-child{text-align:left}
 th.words,td.words{text-align:left;white-space:normal}
 .plots{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0 0 1em}
 figcaption{font-size:.85em;color:#444}img{max-width:100%;height:auto}
+.key{display:inline-block;padding:0 .5em;border-radius:3px;font-size:.85em}
 .pass{color:#006b4f;font-weight:600}.fail{color:#b00020;font-weight:600}.note{color:#555}
 svg text{font:11px system-ui,sans-serif;fill:#444}
 """
@@ -67,21 +70,41 @@ def legend(names: Sequence[str]) -> str:
     return f'<p>{" &nbsp; ".join(entries)}</p>'
 
 
-def plot(title: str, series: list[list[tuple[float, float]]], x_title: str = 'pair') -> str:
+def error_key() -> str:
+    """What the colours of an error picture mean."""
+    bounds = [*(f'below {step:g}' for step in ERROR_STEPS_PX), f'{ERROR_STEPS_PX[-1]:g} and more']
+    keys = []
+    for words, colour in zip(bounds, ERROR_COLOURS):
+        ink = '#fff' if sum(colour) < 330 else '#000'
+        style = f'background:rgb{colour};color:{ink}'.replace(' ', '')
+        keys.append(f'<span class="key" style="{style}">{words}</span>')
+    return (
+        f'<p>Error px: {" ".join(keys)}; black where nothing is known. Disparity: near is red, '
+        'far is blue, black is no answer.</p>'
+    )
+
+
+def plot(
+    title: str,
+    series: Sequence[Sequence[tuple[float, float]] | np.ndarray],
+    x_title: str = 'pair',
+) -> str:
     """Lines from 0 upwards as SVG; empty without points.
 
     Args:
         title: also for those who hear the page.
-        series: of (x, y), one per colour of `legend`.
+        series: of (x, y) by rising x, one per colour of `legend`; of more points than can be told
+            apart only the lowest and the highest of each column are drawn.
         x_title: of the x axis.
     """
-    points = [point for line in series for point in line]
-    if not points:
-        return ''
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = max(y for _, y in points) or 1.0
-    x_span = (x_high - x_low) or 1.0
     inner_width, inner_height = _PLOT_WIDTH - 2 * _MARGIN, _PLOT_HEIGHT - 2 * _MARGIN + 20
+    lines = [np.asarray(line, np.float64).reshape(-1, 2) for line in series]
+    points = np.concatenate([*lines, np.empty((0, 2))])
+    if not len(points):
+        return ''
+    x_low, x_high = float(points[:, 0].min()), float(points[:, 0].max())
+    y_high = float(points[:, 1].max()) or 1.0
+    x_span = (x_high - x_low) or 1.0
 
     def place(x: float, y: float) -> str:
         across = _MARGIN + inner_width * (x - x_low) / x_span
@@ -89,12 +112,12 @@ def plot(title: str, series: list[list[tuple[float, float]]], x_title: str = 'pa
         return f'{across:.1f},{down:.1f}'
 
     drawn = []
-    for which, line in enumerate(series):
+    for which, line in enumerate(lines):
         if len(line) == 1:
             across, down = place(*line[0]).split(',')
             drawn.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{_colour(which)}"/>')
-        elif line:
-            path = ' '.join(place(*point) for point in line)
+        elif len(line):
+            path = ' '.join(place(*point) for point in thinned(line, inner_width))
             drawn.append(
                 f'<polyline points="{path}" fill="none" stroke="{_colour(which)}" '
                 'stroke-width="1.6"/>'
@@ -109,9 +132,29 @@ def plot(title: str, series: list[list[tuple[float, float]]], x_title: str = 'pa
         f'<text x="{_MARGIN - 4}" y="30" text-anchor="end">{_scale(y_high)}</text>'
         f'<text x="{_MARGIN - 4}" y="{bottom}" text-anchor="end">0</text>'
         f'<text x="{_MARGIN}" y="{bottom + 16}">{_scale(x_low)}</text>'
-        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{_scale(x_high)} '
-        f'{text(x_title)}</text>' + ''.join(drawn) + '</svg>'
+        f'<text x="{_MARGIN + inner_width / 2:g}" y="{bottom + 16}" text-anchor="middle">'
+        f'{text(x_title)}</text>'
+        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{_scale(x_high)}</text>'
+        + ''.join(drawn)
+        + '</svg>'
     )
+
+
+def thinned(line: np.ndarray, columns: int) -> np.ndarray:
+    """Of a line (N, 2) by rising x no more points than can be seen in so many columns.
+
+    The lowest and the highest of each column stay, so that no peak is lost; a line of fewer points
+    is left as it is.
+    """
+    if len(line) <= 2 * columns:
+        return line
+    low, span = line[0, 0], (line[-1, 0] - line[0, 0]) or 1.0
+    column = np.minimum(((line[:, 0] - low) / span * columns).astype(int), columns - 1)
+    # By column, then by height: the ends of each run are its lowest and its highest.
+    order = np.lexsort((line[:, 1], column))
+    borders = np.flatnonzero(np.diff(column[order]))
+    first, last = np.append(0, borders + 1), np.append(borders, len(order) - 1)
+    return line[np.unique(np.concatenate([order[first], order[last]]))]
 
 
 def figure(picture: Picture) -> str:

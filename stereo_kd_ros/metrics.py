@@ -252,11 +252,15 @@ class Sparsification:
         auc: With the given confidence.
         oracle: With the errors themselves as the confidence: the best possible.
         random: With a confidence that says nothing: the mean error.
+        curve: Mean error that remains without the least confident 0, 1/steps, ... of the pixels.
+        oracle_curve: The same without those whose error is largest.
     """
 
     auc: float
     oracle: float
     random: float
+    curve: tuple[float, ...]
+    oracle_curve: tuple[float, ...]
 
     @property
     def ause(self) -> float:
@@ -286,13 +290,17 @@ def sparsification_auc(
     kept = flat.size - (np.arange(steps) * flat.size) // steps
     trusted = np.nan_to_num(confidence.reshape(-1).astype(np.float64), nan=-np.inf)
 
-    def area(order: NDArray[np.intp]) -> float:
-        return float(np.mean(np.cumsum(flat[order])[kept - 1] / kept))
+    def remaining(order: NDArray[np.intp]) -> NDArray[np.float64]:
+        return np.cumsum(flat[order])[kept - 1] / kept
 
+    curve = remaining(np.argsort(-trusted, kind='stable'))
+    oracle = remaining(np.argsort(flat, kind='stable'))
     return Sparsification(
-        auc=area(np.argsort(-trusted, kind='stable')),
-        oracle=area(np.argsort(flat, kind='stable')),
+        auc=float(curve.mean()),
+        oracle=float(oracle.mean()),
         random=float(flat.mean()),
+        curve=tuple(curve.tolist()),
+        oracle_curve=tuple(oracle.tolist()),
     )
 
 

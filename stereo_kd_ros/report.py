@@ -3,7 +3,7 @@
 """An evaluation as one HTML file that needs nothing else: no network, no scripts, no fonts.
 
 Plots are SVG, pictures are JPEG inside the page. `write_html` takes what `evaluation.evaluate`
-returned, the per-pair lines it left, and a few pictures.
+returned, what `evaluation.drawn_figures` made of each model's lines, and a few pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stereo_kd_ros.html_page import Picture, figure, legend, number, page, plot, table, text
+import numpy as np
+
+from stereo_kd_ros.html_page import (
+    Picture,
+    error_key,
+    figure,
+    legend,
+    number,
+    page,
+    plot,
+    table,
+    text,
+)
 
 # Figures of a model as tables show them: name in report.json, title, digits.
 TABLE = (
@@ -53,14 +65,15 @@ filled with the background. AUSE: how much the confidence falls short of sorting
 true error. Without truth: left-right, pixels whose right-view disparity disagrees by more than
 1 px; photometric, grey levels between the left picture and the right one warped onto it; planes,
 RMS distance of the two largest planes from flat; flicker, change of disparity along optical flow;
-from SGBM, difference where SGBM answers. These compare models on one bag and are no accuracy.
+from SGBM and from the teacher, difference where these answer. These compare models on one bag and
+are no accuracy.
 """
 
 
 def write_html(
     path: Path,
     report: Mapping[str, Any],
-    lines: Mapping[str, Sequence[Mapping[str, Any]]],
+    drawn: Mapping[str, Mapping[str, np.ndarray]],
     pictures: Sequence[Picture] = (),
 ) -> None:
     """Write the page.
@@ -68,13 +81,14 @@ def write_html(
     Args:
         path: The .html file.
         report: As `report.json` holds it.
-        lines: Per model name, the records of its pairs.
+        drawn: Per model name and figure, the points (pair, value), (N, 2).
         pictures: Shown at the end, in this order.
     """
     body = [
         f'<h1>{text(report["bag"]["name"])}</h1>',
         _introduction(report),
         _gate(report),
+        _models_table(report),
         '<h2>Figures</h2>',
         _figures_table(report['models']),
         f'<p class="note">{_MEANINGS}</p>',
@@ -83,12 +97,13 @@ def write_html(
         '<h2>Along the bag</h2>',
         legend([model['name'] for model in report['models']]),
         '<div class="plots">',
-        *(plot(title, _series(lines, name)) for name, title in _PLOTS),
-        plot('time in the model: share of pairs within, ms', _cumulative(lines), 'ms'),
+        *(plot(title, [figures[name] for figures in drawn.values()]) for name, title in _PLOTS),
+        plot('share of pairs that took no longer', _cumulative(drawn), 'ms'),
         '</div>',
+        *_sparsification(report['models']),
     ]
     if pictures:
-        body.append('<h2>Pictures</h2>')
+        body += ['<h2>Pictures</h2>', error_key()]
         body += [figure(picture) for picture in pictures]
     path.write_text(page(f'{report["bag"]["name"]}: stereo evaluation', body))
 
@@ -122,6 +137,21 @@ def _gate(report: Mapping[str, Any]) -> str:
         kind = 'pass' if verdict['passed'] else 'fail'
         rows.append(f'<li>{text(name)}: <span class="{kind}">{word}</span>{text(absent)}</li>')
     return f'<p>Gate <code>{text(gate["condition"])}</code>:</p><ul>{"".join(rows)}</ul>'
+
+
+def _models_table(report: Mapping[str, Any]) -> str:
+    """Which file each figure is of; the teacher beside them."""
+    teacher = report.get('teacher')
+    listed = [*report['models'], *([teacher] if teacher else [])]
+    rows = []
+    for place, model in enumerate(listed):
+        name = f'teacher: {model["name"]}' if place == len(report['models']) else model['name']
+        digest = model.get('sha256')
+        words = [model.get('file'), model.get('version'), digest and digest[:16]]
+        cells = [name, *words, model.get('provider')]
+        rows.append(''.join(f'<td>{"–" if cell is None else text(cell)}</td>' for cell in cells))
+    heads = ('model', 'file', 'version', 'SHA-256', 'provider')
+    return table(''.join(f'<th>{head}</th>' for head in heads), rows)
 
 
 def _figures_table(models: Sequence[Mapping[str, Any]]) -> str:
@@ -183,28 +213,29 @@ def _live_table(models: Sequence[Mapping[str, Any]]) -> str:
     return '<h2>Live, stamp to publish</h2>' + table(head, rows)
 
 
-def _series(
-    lines: Mapping[str, Sequence[Mapping[str, Any]]], name: str
-) -> list[list[tuple[float, float]]]:
-    """Per model, the points (pair, value) of one figure."""
-    series = []
-    for records in lines.values():
-        points = []
-        for record in records:
-            value = record.get(name)
-            if name == 'epe_px' and record['truth'] is not None:
-                value = record['truth']['disparity']['epe_px']
-            if value is not None:
-                points.append((float(record['index']), float(value)))
-        series.append(points)
-    return series
+def _sparsification(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A plot per model that has a confidence: its curve and that of the true errors."""
+    drawn = []
+    for model in models:
+        curves = model.get('sparsification')
+        if curves:
+            removed = np.linspace(0, 100, len(curves['epe_px']), endpoint=False)
+            lines = [np.stack([removed, curves[name]], axis=1) for name in ('epe_px', 'oracle_px')]
+            drawn.append(plot(f'{model["name"]}: EPE of what is left, px', lines, '% removed'))
+    if not drawn:
+        return []
+    return [
+        '<h2>Sparsification</h2>',
+        legend(['least confident pixels removed', 'worst pixels removed: the best possible']),
+        '<div class="plots">',
+        *drawn,
+        '</div>',
+    ]
 
 
-def _cumulative(
-    lines: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> list[list[tuple[float, float]]]:
+def _cumulative(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> list[np.ndarray]:
     series = []
-    for records in lines.values():
-        times = sorted(record['inference_ms'] for record in records)
-        series.append([(value, (place + 1) / len(times)) for place, value in enumerate(times)])
+    for figures in drawn.values():
+        times = np.sort(figures['inference_ms'][:, 1])
+        series.append(np.stack([times, np.arange(1, len(times) + 1) / max(len(times), 1)], axis=1))
     return series

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rosbags.rosbag1 import Writer as Rosbag1Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode
 from rosbags.typesys import Stores, get_typestore
 
 from stereo_kd_ros.bag import (
@@ -67,6 +68,18 @@ def test_pairs_come_back_as_they_were_written(
         left, right = _pictures(index)
         np.testing.assert_array_equal(frame.left, left)
         np.testing.assert_array_equal(frame.right, right)
+
+
+def test_bags_whose_messages_are_compressed_one_by_one_are_read(tmp_path: Path) -> None:
+    """`ros2 bag record --compression-mode message`, which our own writer has no option for."""
+    writer = StereoBagWriter(tmp_path / 'bag')
+    writer._writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        writer.write_pair(START_NS, *_pictures(0), CAMERA)
+    assert 'compression_mode: message' in (tmp_path / 'bag/metadata.yaml').read_text().lower()
+    with StereoBag(tmp_path / 'bag') as bag:
+        (frame,) = bag.pairs()
+    np.testing.assert_array_equal(frame.right, _pictures(0)[1])
 
 
 def test_grey_pictures_are_stored_as_mono8(tmp_path: Path) -> None:

@@ -113,6 +113,30 @@ def test_a_gate_on_what_was_not_measured_fails(root: Path, tmp_path: Path) -> No
     assert 'not measured: bad3' in output
 
 
+def test_our_own_model_teaches_under_any_name(root: Path, tmp_path: Path) -> None:
+    """And two files of one model can stand side by side under two names."""
+    near = root / 'near.onnx'
+    arguments = ['--model', str(near), '--model', f'again={near}', '--teacher', f'ours={near}']
+    code, output = _run(root, tmp_path, *arguments, '--no-left-right', '--no-sgbm')
+    assert code == 0, output
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['teacher']['name'] == 'ours' and len(report['teacher']['sha256']) == 64
+    assert [model['name'] for model in report['models']] == ['near', 'again']
+    for model in report['models']:
+        assert (model['teacher_difference_px'], model['teacher_bad3']) == (0, 0)
+
+
+def test_truth_that_belongs_to_no_pair_is_pointed_out(root: Path, tmp_path: Path) -> None:
+    (tmp_path / 'truth').mkdir()
+    write_pfm(tmp_path / 'truth/77.pfm', np.ones((HEIGHT, WIDTH), np.float32))
+    arguments = ['--model', str(root / 'near.onnx'), '--truth', str(tmp_path / 'truth')]
+    code, output = _run(
+        root, tmp_path / 'out', *arguments, '--no-left-right', '--no-sgbm', '--max-pairs', '2'
+    )
+    assert code == 0, output
+    assert 'Not one pair has truth in' in output
+
+
 def test_bad_input_says_what_is_wrong(root: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (['--model', str(root / 'absent.onnx')], 'absent.onnx'),

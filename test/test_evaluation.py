@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from stereo_kd_ros.evaluation import (
     ModelMatcher,
     Options,
     SgbmMatcher,
+    drawn_figures,
     evaluate,
     open_matcher,
+    read_records,
     selected_frames,
+    summarise,
 )
 from stereo_kd_ros.onnx_peer import OnnxPeerError
 
@@ -237,9 +242,47 @@ def test_results_of_something_else_are_not_continued(drive: Path, tmp_path: Path
         evaluate(drive / 'bag', [first], tmp_path, Options(left_right=False))
 
 
-def test_models_of_one_name_are_refused(drive: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match='share a name'):
+def test_models_of_one_name_are_refused_and_can_be_given_another(
+    drive: Path, tmp_path: Path, model: Path
+) -> None:
+    with pytest.raises(EvaluationError, match=r'share a name.*NAME=FILE\.onnx'):
         evaluate(drive / 'bag', [OffsetMatcher(1), OffsetMatcher(1)], tmp_path)
+    matchers = [open_matcher(text, 'cpu') for text in (str(model), f'again={model}')]
+    assert [matcher.name for matcher in matchers] == ['blocks', 'again']
+    first, second = matchers
+    assert first.describe() == second.describe()
+    with pytest.raises(OnnxPeerError, match=r'absent\.onnx.*no known adapter \(known: hitnet'):
+        open_matcher('ours=absent.onnx', 'cpu')
+
+
+def test_sparsification_is_pooled_over_the_pairs(drive: Path, tmp_path: Path) -> None:
+    """A confidence that is the same everywhere sorts nothing: both curves stay at the error."""
+    options = Options(truth=str(drive / 'truth'))
+    report = evaluate(drive / 'bag', [OffsetMatcher(4)], tmp_path, options)
+    curves = report['models'][0]['sparsification']
+    assert curves == {'epe_px': [4.0] * 20, 'oracle_px': [4.0] * 20}
+    drawn = drawn_figures(tmp_path / 'off_by_4.jsonl')
+    assert drawn['epe_px'].tolist() == [[float(index), 4.0] for index in range(PAIRS)]
+    assert drawn['teacher_difference_px'].shape == (0, 2)
+
+
+def test_a_pair_leaves_nothing_but_numbers_in_memory(drive: Path, tmp_path: Path) -> None:
+    """Five minutes at 10 Hz: its records would be 10 MB as they are, its times are 24 kB."""
+    evaluate(drive / 'bag', [OffsetMatcher(1)], tmp_path, Options(truth=str(drive / 'truth')))
+    (line, *_) = (json.dumps(record) for record in read_records(tmp_path / 'off_by_1.jsonl'))
+
+    def long_drive() -> Iterator[dict[str, Any]]:
+        for index in range(3_000):
+            yield json.loads(line) | {'index': index}
+
+    tracemalloc.start()
+    try:
+        figures = summarise(long_drive())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert figures['pairs'] == 3_000 and figures['epe_px'] == 1
+    assert most < 500_000
 
 
 def test_a_bag_without_a_single_pair_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_kd_ros.evaluation import FIGURES, RANGE_BINS_M
+from stereo_kd_ros.evaluation import DRAWN, FIGURES, RANGE_BINS_M
+from stereo_kd_ros.html_page import plot, thinned
 from stereo_kd_ros.report import Picture, write_html
 
 VOID = {'meta', 'img'}
@@ -70,16 +71,15 @@ def _report(*models: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _lines(values: list[float]) -> list[dict[str, object]]:
-    return [
-        {
-            'index': index,
-            'inference_ms': value,
-            'left_right_percent': value,
-            'truth': {'disparity': {'epe_px': value}} if index else None,
-        }
-        for index, value in enumerate(values)
-    ]
+def _drawn(values: list[float]) -> dict[str, np.ndarray]:
+    """As if only the first pair had no truth, and nothing else were measured."""
+    points = np.array(list(enumerate(values)), float).reshape(-1, 2)
+    drawn = dict.fromkeys(DRAWN, np.empty((0, 2)))
+    return drawn | {
+        'inference_ms': points,
+        'left_right_percent': points,
+        'epe_px': points[1:],
+    }
 
 
 def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
     write_html(
         tmp_path / 'report.html',
         _report(_model('<b>', 1.25), _model('other', None)),
-        {'<b>': _lines([1.0, 2.0, 3.0]), 'other': _lines([4.0])},
+        {'<b>': _drawn([1.0, 2.0, 3.0]), 'other': _drawn([4.0])},
         [Picture(pixels, 'pair 0 & more')],
     )
     page = (tmp_path / 'report.html').read_text()
@@ -107,11 +107,45 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_curves_stay_inside_their_plots(tmp_path: Path) -> None:
-    lines = {'m': _lines([0.0, 1e6, 5.0, 0.001])}
-    write_html(tmp_path / 'report.html', _report(_model('m', 1.0)), lines)
+    drawn = {'m': _drawn([0.0, 1e6, 5.0, 0.001])}
+    write_html(tmp_path / 'report.html', _report(_model('m', 1.0)), drawn)
     page = (tmp_path / 'report.html').read_text()
 
     for points in re.findall(r'<polyline points="([^"]+)"', page):
         for point in points.split():
             across, down = map(float, point.split(','))
             assert 0 <= across <= 560 and 0 <= down <= 190
+
+
+def test_a_line_of_any_length_is_drawn_with_its_peaks() -> None:
+    """Three hours at 10 Hz: what cannot be told apart is left out, what stands out is not."""
+    index = np.arange(108_000, dtype=float)
+    values = 10 + np.sin(index / 500)
+    values[77_777], values[33_333] = 99.0, 0.5
+    thin = thinned(np.stack([index, values], axis=1), 400)
+
+    assert len(thin) <= 800 and (np.diff(thin[:, 0]) > 0).all()
+    assert thin[:, 1].max() == 99.0 and thin[:, 1].min() == 0.5
+    assert thin[0, 0] < 300 and thin[-1, 0] > 107_700
+    assert len(plot('long', [np.stack([index, values], axis=1)])) < 20_000
+    short = np.stack([index, values], axis=1)[:500]
+    np.testing.assert_array_equal(thinned(short, 400), short)
+
+
+def test_the_page_says_which_files_and_how_well_confidence_sorts(tmp_path: Path) -> None:
+    model = _model('small', 1.0) | {
+        'file': 'kestrel.onnx',
+        'version': '1.2',
+        'sha256': 'c0ffee' * 10,
+        'provider': 'cpu',
+        'sparsification': {'epe_px': [2.0, 1.5, 1.0, 0.5], 'oracle_px': [2.0, 1.0, 0.5, 0.1]},
+    }
+    report = _report(model) | {'teacher': {'name': 'hit', 'file': 'net.onnx', 'sha256': None}}
+    picture = Picture(np.zeros((20, 30, 3), np.uint8), 'pair 0')
+    write_html(tmp_path / 'report.html', report, {'small': _drawn([1.0])}, [picture])
+    page = (tmp_path / 'report.html').read_text()
+
+    for said in ('kestrel.onnx', '1.2', 'c0ffeec0ffeec0ff', 'teacher: hit', 'net.onnx'):
+        assert f'<td>{said}</td>' in page
+    assert 'Sparsification' in page and 'small: EPE of what is left, px' in page
+    assert 'below 0.5' in page and '10 and more' in page

@@ -19,7 +19,9 @@ from stereo_kd_ros.commands.console import (
 )
 
 if TYPE_CHECKING:
-    from stereo_kd_ros.evaluation import Matcher, Options
+    import numpy as np
+
+    from stereo_kd_ros.evaluation import Matcher, ModelMatcher, Options
     from stereo_kd_ros.gate import Gate
     from stereo_kd_ros.report import Picture
 
@@ -33,7 +35,9 @@ def evaluate(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help='ONNX file or shipped model; give several to compare them.', show_default='small'
+            help='ONNX file or shipped model, or a foreign network as for --teacher; give several '
+            'to compare them, NAME=FILE.onnx where two have one name.',
+            show_default='small',
         ),
     ] = None,
     provider: Annotated[str, typer.Option(help='auto, cpu, cuda, tensorrt or openvino.')] = 'auto',
@@ -41,7 +45,7 @@ def evaluate(
         str | None,
         typer.Option(
             help='Folder of <stamp>.pfm or .png, or a topic of the bag (DisparityImage, depth '
-            'Image, PointCloud2).'
+            'Image or compressedDepth, PointCloud2).'
         ),
     ] = None,
     teacher: Annotated[
@@ -49,6 +53,14 @@ def evaluate(
         typer.Option(
             help='What the models should agree with: ONNX file, shipped model, or a foreign '
             'network as hitnet=FILE.onnx or NAME=FILE.onnx@ADAPTER.yaml.'
+        ),
+    ] = None,
+    extrinsics: Annotated[
+        Path | None,
+        typer.Option(
+            help='Of a PointCloud2: file with the 3x4 matrix [R t] from the LiDAR into the '
+            'rectified left optical frame, m.',
+            show_default="the bag's tf",
         ),
     ] = None,
     gate: Annotated[
@@ -82,12 +94,11 @@ def evaluate(
         ModelMatcher,
         Options,
         SgbmMatcher,
+        drawn_figures,
         open_matcher,
-        read_lines,
     )
     from stereo_kd_ros.evaluation import evaluate as run_evaluation
     from stereo_kd_ros.gate import Gate, GateError
-    from stereo_kd_ros.model import resolve_model
     from stereo_kd_ros.report import write_html
     from stereo_kd_ros.results import write_json
 
@@ -101,13 +112,19 @@ def evaluate(
     if realtime:
         require_rclpy()
 
-    paths = [resolve_model(name).resolve() for name in model or ['small']]
-    models: list[Matcher] = [ModelMatcher(path, provider) for path in paths]
+    models = [open_matcher(name, provider) for name in model or ['small']]
+    foreign = [known.name for known in models if not isinstance(known, ModelMatcher)]
+    if realtime and foreign:
+        raise typer.BadParameter(
+            f'{", ".join(foreign)} is no model of our contract, so the node cannot run it.',
+            param_hint='--realtime',
+        )
     matchers = [*models, SgbmMatcher()] if sgbm else models
     options = Options(
         namespace=namespace,
         tolerance_ns=round(tolerance * 1e9),
         truth=truth,
+        extrinsics=str(extrinsics) if extrinsics else None,
         every=every,
         max_pairs=max_pairs,
         left_right=left_right,
@@ -123,26 +140,24 @@ def evaluate(
             open_matcher(teacher, provider) if teacher else None,
         )
     if realtime:
-        for path, result in zip(paths, report['models']):
-            result['live'] = _live(bag, output / 'live' / path.stem, path, provider)
+        for known, result in zip(models, report['models']):
+            assert isinstance(known, ModelMatcher)
+            result['live'] = _live(bag, output / 'live' / known.name, known, provider, options)
     if condition is not None:
-        report['gate'] = _judge(condition, report['models'][: len(paths)])
-    lines = {
-        matcher.name: sorted(
-            read_lines(output / f'{matcher.name}.jsonl')[1:], key=lambda record: record['index']
-        )
-        for matcher in matchers
-    }
-    pictures = _pictures(bag, matchers, lines, options)
+        report['gate'] = _judge(condition, report['models'][: len(models)])
+    drawn = {matcher.name: drawn_figures(output / f'{matcher.name}.jsonl') for matcher in matchers}
+    pictures = _pictures(bag, matchers, drawn, options)
     write_json(output / 'report.json', report)
-    write_html(output / 'report.html', report, lines, pictures)
+    write_html(output / 'report.html', report, drawn, pictures)
     _print_table(report)
     console.print(f'{output}/report.html, {output}/report.json', soft_wrap=True)
     if condition is not None and not report['gate']['passed']:
         raise typer.Exit(1)
 
 
-def _live(bag: Path, folder: Path, model: Path, provider: str) -> dict[str, Any]:
+def _live(
+    bag: Path, folder: Path, model: ModelMatcher, provider: str, options: Options
+) -> dict[str, Any]:
     """Play the bag through the live node and return its counts and latencies."""
     import shutil
 
@@ -150,8 +165,19 @@ def _live(bag: Path, folder: Path, model: Path, provider: str) -> dict[str, Any]
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with phase_bar(f'{model.stem}: ') as on_progress:
-        run = play_through_node(bag, folder, model, provider, None, on_progress)
+    with phase_bar(f'{model.name}: ') as on_progress:
+        run = play_through_node(
+            bag,
+            folder,
+            model.path,
+            provider,
+            None,
+            on_progress,
+            namespace=options.namespace,
+            tolerance_ns=options.tolerance_ns,
+        )
+    # Two float pictures of every pair: of a long bag more than the bag itself.
+    shutil.rmtree(folder / 'recording')
     return run.to_json()
 
 
@@ -181,7 +207,7 @@ def _live_figures(live: dict[str, Any] | None) -> dict[str, float | None]:
 def _pictures(
     bag: Path,
     matchers: list[Matcher],
-    lines: dict[str, list[dict[str, Any]]],
+    drawn: dict[str, dict[str, np.ndarray]],
     options: Options,
 ) -> list[Picture]:
     """The first model's worst pairs and its median one, computed once more."""
@@ -191,14 +217,14 @@ def _pictures(
     from stereo_kd_ros.report import Picture
     from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
 
-    ranked, figure = _ranked(lines[matchers[0].name])
+    ranked, figure = _ranked(drawn[matchers[0].name])
     chosen = {index: f'{figure} {value:.3g}' for index, value in ranked[:_WORST_FRAMES]}
     middle = ranked[len(ranked) // 2]
     kinds = dict.fromkeys(chosen, 'among the worst')
     if middle[0] not in chosen:
         chosen[middle[0]] = f'{figure} {middle[1]:.3g}'
         kinds[middle[0]] = 'the median'
-    drawn = {}
+    pictures = {}
     with progress_bar() as progress:
         task = progress.add_task('drawing the worst pairs', total=len(chosen))
         for index, frame, truth in selected_frames(bag, list(chosen), options):
@@ -216,7 +242,7 @@ def _pictures(
                 if truth is not None:
                     images.append(colorize_error(answer.dense, truth))
                     labels.append(f'{matcher.name}: error')
-            drawn[index] = Picture(
+            pictures[index] = Picture(
                 picture_strip(
                     images,
                     labels,
@@ -225,24 +251,18 @@ def _pictures(
                 f'pair {index}, {kinds[index]} of {matchers[0].name}: {chosen[index]}',
             )
             progress.advance(task)
-    return [drawn[index] for index in chosen if index in drawn]
+    return [pictures[index] for index in chosen if index in pictures]
 
 
-def _ranked(records: list[dict[str, Any]]) -> tuple[list[tuple[int, float]], str]:
+def _ranked(drawn: dict[str, np.ndarray]) -> tuple[list[tuple[int, float]], str]:
     """Pairs from worst to best by the best figure there is, and the name of that figure."""
-    with_truth = [record for record in records if record['truth'] is not None]
-    if with_truth:
-        values = [
-            (record['index'], record['truth']['disparity']['epe_px']) for record in with_truth
-        ]
-        figure = 'EPE px'
-    else:
-        figure = next(
-            name
-            for name in ('left_right_percent', 'photometric_error', 'inference_ms')
-            if any(record[name] is not None for record in records)
-        )
-        values = [(r['index'], r[figure]) for r in records if r[figure] is not None]
+    name = next(
+        name
+        for name in ('epe_px', 'left_right_percent', 'photometric_error', 'inference_ms')
+        if len(drawn[name])
+    )
+    values = [(int(index), float(value)) for index, value in drawn[name]]
+    figure = 'EPE px' if name == 'epe_px' else name
     return sorted(values, key=lambda item: -item[1]), figure
 
 
@@ -264,11 +284,18 @@ def _print_table(report: dict[str, Any]) -> None:
     for result in report['models']:
         if live := result.get('live'):
             latency = live['stamp_to_publish_ms']
+            dropped = [f'{count} {cause}' for cause, count in live['dropped'].items() if count]
             console.print(
                 f'{result["name"]} live: {live["pairs_published"]} of {live["pairs_sent"]} pairs '
-                f'published, stamp to publish p50 {latency["p50"]:.1f} ms, '
-                f'p95 {latency["p95"]:.1f} ms'
+                f'published (dropped: {", ".join(dropped) or "none"}), stamp to publish '
+                + ', '.join(f'{rank} {value:.1f} ms' for rank, value in latency.items())
             )
+    if report['options']['truth'] and not report['models'][0]['pairs_with_truth']:
+        error_console.print(
+            f'Not one pair has truth in {report["options"]["truth"]}: the stamps must be those of '
+            'the left image, or the files be numbered from 0.',
+            soft_wrap=True,
+        )
     if not report['rectified_topics']:
         error_console.print('The images are of a raw topic and may not be rectified.')
     for name, verdict in report.get('gate', {}).get('models', {}).items():
