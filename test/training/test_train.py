@@ -13,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training needs torch')
 
+from accelerate.optimizer import AcceleratedOptimizer  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
@@ -24,6 +25,7 @@ from stereo_kd_training.networks.base import StereoNetwork  # noqa: E402
 from stereo_kd_training.stages import NamedPair  # noqa: E402
 from stereo_kd_training.teachers import TopK  # noqa: E402
 from stereo_kd_training.train import (  # noqa: E402
+    Batch,
     ConcatenatedPairs,
     Trainer,
     TrainingConfig,
@@ -32,6 +34,7 @@ from stereo_kd_training.train import (  # noqa: E402
     make_batch,
     one_cycle,
     read_checkpoint,
+    update_ema,
 )
 
 
@@ -135,6 +138,107 @@ def test_divergence_stops_with_the_last_good_checkpoint_and_the_batch(tmp_path):
     assert all(torch.isfinite(v).all() for v in kept['network'].values())
     batch = torch.load(tmp_path / 'diverged_batch.pt', weights_only=True)
     assert batch['batches'][0]['left'].shape == (2, 3, 64, 96)
+
+
+def mean_disparity(output, batch, _step):
+    return (output.disparity - batch.disparity).abs().mean(), {}
+
+
+def test_accumulated_batches_count_as_one(tmp_path):
+    pairs = ShiftedTextures()
+    fields = {'steps': 2, 'frozen_statistics': True, 'clip_gradient': 1e9}
+    parts = Trainer(
+        config(accumulation=2, **fields), tmp_path / 'parts', pairs, loss=mean_disparity
+    )
+    first, second = next(parts._batches())
+    assert torch.equal(first.left, make_batch(pairs, parts.config, 0).left)
+    assert torch.equal(second.left, make_batch(pairs, parts.config, 1).left)
+    assert not torch.equal(first.left, second.left)
+    both = Batch(
+        *(torch.cat((getattr(first, k), getattr(second, k))) for k in ('left', 'right')),
+        torch.cat((first.disparity, second.disparity)),
+    )
+    whole = Trainer(config(**fields), tmp_path / 'whole', pairs, loss=mean_disparity)
+    found, expected = parts._train_step([first, second]), whole._train_step([both])
+    assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
+    assert found['gradient_norm'] == pytest.approx(expected['gradient_norm'], rel=1e-3)
+    half = whole._train_step([first])
+    assert half['gradient_norm'] != pytest.approx(expected['gradient_norm'], rel=1e-3)
+
+
+def test_the_average_follows_the_weights_and_forgets_faster_while_young():
+    network = torch.nn.BatchNorm1d(3)
+    average = torch.nn.BatchNorm1d(3)
+    torch.nn.init.constant_(network.weight, 11.0)
+    network.num_batches_tracked += 7
+    update_ema(average, network, decay=0.9, step=0)
+    assert average.weight.tolist() == pytest.approx([10.0] * 3)  # (1 + 0) / (10 + 0) of the old
+    update_ema(average, network, decay=0.9, step=1000)
+    assert average.weight.tolist() == pytest.approx([10.1] * 3)
+    assert int(average.num_batches_tracked) == 7
+
+
+def test_bfloat16_trains_whole_weights_and_may_resume(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(step: int, _text: str) -> None:
+        if step == 2:
+            raise Killed
+
+    pairs, run = ShiftedTextures(), config(steps=3, precision='bf16')
+    cut = Trainer(run, tmp_path / 'cut', pairs, progress=die)
+    convolution = next(m for m in cut.plain_network.modules() if isinstance(m, torch.nn.Conv2d))
+    computed = set()
+    convolution.register_forward_hook(lambda module, inputs, result: computed.add(result.dtype))
+    with pytest.raises(Killed):
+        cut.run()
+    assert computed == {torch.bfloat16}
+    assert {v.dtype for v in state(cut).values() if v.is_floating_point()} == {torch.float32}
+    resumed = Trainer(run, tmp_path / 'cut', pairs)
+    resumed.run()
+    whole = Trainer(run, tmp_path / 'whole', pairs)
+    whole.run()
+    for name, value in state(whole).items():
+        assert torch.equal(value, state(resumed)[name]), name
+
+
+def test_float16_needs_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('there is one here')
+    with pytest.raises(TrainingError, match='fp16 needs a CUDA device'):
+        Trainer(config(precision='fp16'), tmp_path, ShiftedTextures())
+
+
+def test_gradients_that_overflow_when_scaled_are_tried_again_scaled_less(tmp_path):
+    """What fp16 does on a GPU, by a scale at which float32 overflows."""
+    pairs = ShiftedTextures()
+
+    def scaled(folder):
+        trainer = Trainer(config(steps=1), folder, pairs, loss=mean_disparity)
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127)
+        plain = trainer.optimizer.optimizer
+        trainer.optimizer = AcceleratedOptimizer(plain, scaler=scaler)
+        trainer.accelerator.scaler = scaler
+        trainer.accelerator.unscale_gradients = lambda: scaler.unscale_(plain)
+        return trainer, scaler
+
+    trainer, scaler = scaled(tmp_path / 'run')
+    trainer.run()
+    assert 1.0 <= scaler.get_scale() < 2.0**127
+    plain = Trainer(config(steps=1), tmp_path / 'plain', pairs, loss=mean_disparity)
+    plain.run()
+    for name, parameter in trainer.plain_network.named_parameters():
+        torch.testing.assert_close(parameter, dict(plain.plain_network.named_parameters())[name])
+
+    again, fresh = scaled(tmp_path / 'again')
+    again.run_dir = tmp_path / 'run'
+    again._load_checkpoint()
+    assert fresh.get_scale() == scaler.get_scale()
+
+    broken, scaler = scaled(tmp_path / 'broken')
+    broken.loss = lambda output, batch, step: (output.disparity.mean() * 1e38 * 1e38, {})
+    assert broken._train_step([make_batch(pairs, broken.config, 0)]) is None
 
 
 def test_it_learns_to_match_a_shifted_texture(tmp_path):
