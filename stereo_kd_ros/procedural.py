@@ -740,6 +740,7 @@ def render_pair(
     max_disparity_px: float = 192.0,
     textures: Sequence[np.ndarray] | None = None,
     difficulty: float = 0.5,
+    cameras: bool = True,
 ) -> StereoSample:
     """Draw one random scene.
 
@@ -750,6 +751,8 @@ def render_pair(
         max_disparity_px: no left disparity reaches this.
         textures: uint8 RGB pictures to paint with; None paints with synthetic textures only.
         difficulty: 0 (well textured, equal eyes) to 1 (weak texture, unequal noisy eyes).
+        cameras: photographed by two cameras with their faults, and not quite rectified; False
+            leaves the pictures as they were drawn.
 
     Raises:
         ProceduralError: when a size or range cannot be drawn.
@@ -765,13 +768,15 @@ def render_pair(
         scene.room()
     else:
         scene.layers()
-    vertical = rectification_error(rng, height, width)
+    vertical = rectification_error(rng, height, width) if cameras else (0.0, 1.0, 0.0)
     left, right = View(height, width, None), View(height, width, vertical)
     for surface in scene.surfaces:
         left.paint(surface)
         right.paint(surface)
     occluded = occluded_pixels(left.disparity, right.disparity, np.asarray(vertical))
-    images = photograph(rng, left.image, right.image, difficulty)
+    images = left.image, right.image
+    if cameras:
+        images = photograph(rng, *images, difficulty)
     return StereoSample(*images, left.disparity, right.disparity, occluded)
 
 

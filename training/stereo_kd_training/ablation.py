@@ -175,9 +175,9 @@ def run_ablation(
             _run(title, variant, folder, data, budget, seed, progress)
             for seed in range(budget.seeds)
         ]
-        report['rows'].append(_row(title, results))
-    _write(folder / f'{name}.json', json.dumps(report, indent=2) + '\n')
-    _write(folder / f'{name}.md', as_markdown(report))
+        report['rows'].append(table_row(title, results))
+    write_text(folder / f'{name}.json', json.dumps(report, indent=2) + '\n')
+    write_text(folder / f'{name}.md', as_markdown(report))
     draw_report(report, folder / f'{name}.svg')
     return report
 
@@ -190,10 +190,10 @@ def _train_teacher(
         {
             'name': 'teacher',
             'data': data,
-            'distill': {'training': _training(TEACHER, {}, budget, budget.teacher_steps)},
+            'distill': {'training': training_section(TEACHER, {}, budget, budget.teacher_steps)},
         }
     )
-    return _metrics(RecipeRun(recipe, folder, _labelled(progress, 'teacher')).run())
+    return _metrics(RecipeRun(recipe, folder, labelled_progress(progress, 'teacher')).run())
 
 
 def _run(
@@ -207,7 +207,7 @@ def _run(
 ) -> dict[str, Any]:
     """One variant with one seed: the metrics of its last network."""
     content = variant_recipe(variant, data, budget, seed, folder)
-    heard = _labelled(progress, f'{_slug(title)}-{seed}')
+    heard = labelled_progress(progress, f'{slug(title)}-{seed}')
     here = folder / 'runs' / run_name(content)
     base = {key: value for key, value in content.items() if key not in ('prune', 'tune')}
     if base != content and not (here / 'recipe.json').is_file():
@@ -254,12 +254,16 @@ def _adopt(source: Path, here: Path, stages: Sequence[str]) -> None:
             os.replace(partial, here / stage)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Of a report, with the folders that it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding='utf-8')
 
 
-def _training(network: str, options: dict[str, Any], budget: Budget, steps: int) -> dict[str, Any]:
+def training_section(
+    network: str, options: dict[str, Any], budget: Budget, steps: int
+) -> dict[str, Any]:
+    """`training` of a recipe, the same for everything that is compared."""
     return {
         'network': network,
         'options': {'max_disparity_px': budget.max_disparity_px, **options},
@@ -286,7 +290,7 @@ def variant_recipe(
     if variant.get('any_student') and budget.student != student:
         student, options = budget.student, {}
         distill['loss'].update(ground_truth='supervised', teacher_pixels=0.3)
-    distill['training'] = _training(student, options, budget, budget.steps)
+    distill['training'] = training_section(student, options, budget, budget.steps)
     recipe: dict[str, Any] = {'name': 'run', 'seed': seed, 'data': data, 'distill': distill}
     if distill['loss']['signal'] != 'ground_truth':
         recipe['teacher'] = {
@@ -305,13 +309,14 @@ def variant_recipe(
         }
     if variant.get('tune'):
         # As many steps, as gentle, as the pruned variants get after their prunings.
-        training = _training(student, options, budget, 2 * max(1, budget.tune_steps // 2))
+        training = training_section(student, options, budget, 2 * max(1, budget.tune_steps // 2))
         training['peak_learning_rate'] /= 3
         recipe['tune'] = {'training': training, 'loss': distill['loss']}
     return recipe
 
 
-def _row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+def table_row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One variant's metrics of every seed, with mean and standard deviation."""
     epes = [result['validation']['epe_px'] for result in results]
     bad3 = [result['validation']['bad3'] for result in results]
     return {
@@ -385,7 +390,8 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _labelled(progress: Progress | None, label: str) -> Progress | None:
+def labelled_progress(progress: Progress | None, label: str) -> Progress | None:
+    """Reports stages with `label` before their names."""
     if progress is None:
         return None
     report: Callable[..., None] = progress
@@ -396,6 +402,7 @@ def _labelled(progress: Progress | None, label: str) -> Progress | None:
     return labelled
 
 
-def _slug(title: str) -> str:
+def slug(title: str) -> str:
+    """A title as a name of a folder."""
     kept = ''.join(c if c.isalnum() else '_' for c in title.lower())
     return '_'.join(part for part in kept.split('_') if part)

@@ -16,6 +16,7 @@ from stereo_kd_training.adapt.command import adapt_command
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.calibrate import calibrate_command
 from stereo_kd_training.curves import curves_command
+from stereo_kd_training.data_ablation import ablate_data_command
 from stereo_kd_training.evaluate import evaluate_command
 from stereo_kd_training.quantize import quantize_command
 from stereo_kd_training.sheets import sheet_command
@@ -52,6 +53,9 @@ def generate(
     scenes: Annotated[
         str, typer.Option(help='layered, rooms (rooms, corridors, streets in 3-D) or mixed.')
     ] = 'mixed',
+    cameras: Annotated[
+        bool, typer.Option(help='With noise, blur, exposure and a rectification of real rigs.')
+    ] = True,
 ) -> None:
     """Render a pool of procedural stereo pairs with exact truth (resumable)."""
     from stereo_kd_training.datasets.procedural import generate_pool
@@ -66,6 +70,7 @@ def generate(
         textures=textures,
         max_disparity_px=max_disparity,
         scenes=scenes,
+        cameras=cameras,
     )
 
 
@@ -328,6 +333,7 @@ def ablate(
         console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
 
 
+app.command('ablate-data')(readable_errors(ablate_data_command))
 app.command('evaluate')(evaluate_command)
 app.command('quantize')(readable_errors(quantize_command))
 app.command('adapt')(readable_errors(adapt_command))

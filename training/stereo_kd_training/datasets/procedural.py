@@ -56,7 +56,8 @@ class PoolManifest:
     """What a pool was made with; ``pairs`` is what was asked for, not what exists yet.
 
     ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``) and of rooms and
-    streets (``stereo_kd_training.datasets.rooms``).
+    streets (``stereo_kd_training.datasets.rooms``); ``cameras`` says whether two cameras with
+    their faults took the pictures, or none.
     """
 
     pairs: int
@@ -70,6 +71,7 @@ class PoolManifest:
     textures: list[dict[str, object]] = field(default_factory=list)
     textures_sha256: str = ''
     scenes: dict[str, float] = field(default_factory=lambda: dict(SCENES['layered']))
+    cameras: bool = True
 
     def to_json(self) -> str:
         """Indented JSON, ending with a newline."""
@@ -125,6 +127,7 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
         manifest.max_disparity_px,
         textures,
         difficulty,
+        cameras=manifest.cameras,
     )
 
 
@@ -192,6 +195,7 @@ def generate_pool(
     progress: bool = True,
     pairs_per_shard: int = PAIRS_PER_SHARD,
     scenes: str = 'layered',
+    cameras: bool = True,
 ) -> PoolManifest:
     """Render a pool, or carry on with one that was interrupted.
 
@@ -208,6 +212,7 @@ def generate_pool(
         progress: show a progress bar.
         pairs_per_shard: how many pairs are written, and lost when killed, at a time.
         scenes: 'layered', 'rooms' or 'mixed'.
+        cameras: photographed with the faults of two cameras, and not quite rectified.
 
     Raises:
         PoolError: when there are no such scenes, or the folder holds another pool.
@@ -228,6 +233,7 @@ def generate_pool(
         textures=[] if bank is None else bank.licences(),
         textures_sha256='' if bank is None else bank.sha256,
         scenes=dict(SCENES[scenes]),
+        cameras=cameras,
     )
     _write_manifest(folder, manifest)
     shards = -(-pairs // manifest.pairs_per_shard)

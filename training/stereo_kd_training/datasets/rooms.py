@@ -945,6 +945,7 @@ def render_space(
     textures: Sequence[np.ndarray] | None = None,
     difficulty: float = 0.5,
     kind: str | None = None,
+    cameras: bool = True,
 ) -> StereoSample:
     """Draw one three-dimensional scene.
 
@@ -956,6 +957,7 @@ def render_space(
         textures: uint8 RGB pictures to paint with; None paints with synthetic textures only.
         difficulty: 0 (well textured, equal eyes) to 1 (bare walls, unequal noisy eyes).
         kind: 'room', 'corridor' or 'street'; drawn from the seed when None.
+        cameras: as of `render_pair`.
 
     Raises:
         ProceduralError: when a size, range or kind cannot be drawn.
@@ -981,7 +983,7 @@ def render_space(
     else:
         _furnish_room(space, kind == 'corridor', height, width)
     matrix = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
-    vertical = rectification_error(rng, height, width)
+    vertical = rectification_error(rng, height, width) if cameras else (0.0, 1.0, 0.0)
     rig = Rig(matrix, rotation, space.centre, 1.0, height, width, vertical)
     shell, things, nearest = _in_view(space, rig, rng.uniform(2.0, 5.0) if street else 0.5)
     limit = max_disparity_px - 0.5
@@ -995,7 +997,9 @@ def render_space(
             view.paint(shape)
         np.maximum(view.disparity, 0, out=view.disparity)
     occluded = occluded_pixels(left.disparity, right.disparity, np.asarray(vertical))
-    images = photograph(rng, left.image, right.image, difficulty)
+    images = left.image, right.image
+    if cameras:
+        images = photograph(rng, *images, difficulty)
     return StereoSample(*images, left.disparity, right.disparity, occluded)
 
 
