@@ -320,3 +320,25 @@ def test_maps_of_normals_and_flat_drawings_are_no_surfaces():
     drawing = np.zeros((256, 256, 3), np.uint8)
     drawing[:, 128:] = 200
     assert not is_surface_like(drawing)
+
+
+def test_a_recipe_states_the_licences_of_its_pools_once(tmp_path):
+    """What a pool was painted with follows the student that learns from it into its manifest."""
+    pytest.importorskip('torch', reason='the training extra is not installed')
+    from stereo_kd_training.recipe import Source
+    from stereo_kd_training.stages import Pairs
+
+    bank = tmp_path / 'bank'
+    bank.mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    cv2.imwrite(str(bank / '0.jpg'), picture)
+    record = {'name': 'walls', 'source': 'w', 'licence': 'CC0-1.0', 'files': ['0.jpg']}
+    (bank / 'bank.json').write_text(json.dumps({'textures': [record]}))
+    for name, seed in (('one', 1), ('two', 2)):
+        generate_pool(
+            tmp_path / name, 1, 64, 96, seed, textures=bank, max_disparity_px=32, progress=False
+        )
+    pools = [Source(pool=str(tmp_path / name)) for name in ('one', 'two', 'one')]
+    stated = Pairs(pools).training_data
+    assert [entry['licence'] for entry in stated] == ['Apache-2.0', 'CC0-1.0', 'Apache-2.0']
+    assert [entry['seed'] for entry in stated if 'seed' in entry] == [1, 2]

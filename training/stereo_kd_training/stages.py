@@ -133,8 +133,8 @@ class Pairs(Sequence[NamedPair]):
                 (pairs, index, prefix + (files[index].name if files else f'{index:06d}'))
                 for index in chosen
             ] * source.repeat
-            known = pairs.training_data() if hasattr(pairs, 'training_data') else []
-            self.training_data += known or [{'name': label, 'licence': 'see the data set'}]
+            known = [entry for entry in _stated(pairs, label) if entry not in self.training_data]
+            self.training_data += known
 
     def __len__(self) -> int:
         return len(self._items)
@@ -170,6 +170,16 @@ class TaughtPairs(Sequence[NamedPair]):
 
 def _label(source: Source) -> str:
     return str(source.name) if source.pool is None else Path(source.pool).name
+
+
+def _stated(pairs: Any, label: str) -> list[dict[str, Any]]:
+    """What a source says of itself and its licences, for the manifest of what learns from it."""
+    if isinstance(pairs, PairPool):
+        from stereo_kd_training.export import training_sources
+
+        return training_sources([pairs.manifest])
+    known = pairs.training_data() if hasattr(pairs, 'training_data') else []
+    return known or [{'name': label, 'licence': 'see the data set'}]
 
 
 def _open_source(source: Source) -> Any:
