@@ -84,6 +84,54 @@ def test_runs_are_shared_exactly_where_they_are_the_same():
     assert name('signal', 'knowledge only') != name('signal', 'knowledge only', steps=8)
 
 
+def test_versions_of_compact_stereonet_are_those_of_its_table():
+    terms = {}
+    for title, variant in ABLATIONS['compact'].items():
+        recipe = check_recipe(variant_recipe(variant, DATA, Budget(), 0, Path('/out')))
+        loss = recipe.distill.loss
+        terms[title] = (loss.signal, loss.trust, loss.gamma)
+    assert terms == {
+        'v1: no teacher': ('ground_truth', 'none', 2.0),
+        'SL1 + CE': ('both', 'none', 0.0),
+        'v2: SL1 + focal': ('both', 'none', 2.0),
+        'v3: ASL + focal': ('both', 'percentile', 2.0),
+    }
+
+
+def test_data_and_teacher_may_be_those_of_a_recipe(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from stereo_kd_training import ablation
+    from stereo_kd_training.main import app
+
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(
+        'name: r\ndata: {train: [{name: kitti2015, root: /k}]}\n'
+        'teacher: {network: psmnet, checkpoint: /p.tar}\n'
+        'distill: {training: {network: dtpnet}, loss: {signal: teacher}}\n'
+    )
+    recipes = []
+
+    def run(name, folder, data, budget, progress, teacher):
+        recipes.extend(
+            check_recipe(variant_recipe(variant, data, budget, 0, folder, teacher))
+            for variant in ABLATIONS[name].values()
+        )
+        return {'ablation': name, 'budget': vars(budget), 'teacher': teacher, 'rows': []}
+
+    monkeypatch.setattr(ablation, 'run_ablation', run)
+    command = ['ablate', 'signal', '-o', str(tmp_path / 'out'), '--max-disparity', '192']
+    done = CliRunner().invoke(app, [*command, '--recipe', str(path)])
+    assert done.exit_code == 0, done.output
+    assert 'taught by psmnet' in done.output
+    assert all(recipe.data.train[0].name == 'kitti2015' for recipe in recipes)
+    teachers = [recipe.teacher and recipe.teacher.checkpoint for recipe in recipes]
+    assert teachers == [None, '/p.tar', '/p.tar']
+    for options in ([], ['--pool', '/pool', '--recipe', str(path)]):
+        refused = CliRunner().invoke(app, [*command, *options])
+        assert refused.exit_code == 1 and 'either --pool, or --recipe' in refused.output
+
+
 def test_an_unknown_comparison_is_told(tmp_path):
     with pytest.raises(AblationError, match='one of signal, loss'):
         run_ablation('signals', tmp_path, DATA, Budget())

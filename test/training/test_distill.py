@@ -252,6 +252,8 @@ def test_compact_weighs_its_terms_as_the_paper():
     torch.testing.assert_close(total, expected)
     _, _, unweighted = parts(Distillation(method='compact', signal='both'))
     assert terms['volume'] < unweighted['volume'], 'K of the confidence is below 1'
+    _, _, squared = parts(Distillation(method='compact', signal='both', volume_distance='l2'))
+    assert squared['volume'] > unweighted['volume'], 'no distance is as large as its square here'
 
 
 def test_dsnet_fades_its_soft_term():

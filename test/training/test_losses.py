@@ -378,6 +378,17 @@ def test_adaptive_smooth_l1_by_hand():
     assert per_pixel.item() == pytest.approx(second / 2)
 
 
+def test_adaptive_l2_by_hand():
+    student = torch.zeros(2, 2, 1, 1)
+    teacher = torch.tensor([[0.5, 3.0], [0.0, 2.0]]).view(2, 2, 1, 1)
+    first, second = (0.25 + 9.0) / 2, 4.0 / 2
+    assert losses.adaptive_l2(student, teacher).item() == pytest.approx((first + second) / 2)
+    trusted = losses.adaptive_l2(student, teacher, torch.tensor([1.0, 0.2]))
+    assert trusted.item() == pytest.approx((first + 0.2 * second) / 2)
+    with pytest.raises(losses.LossError, match='trust must be'):
+        losses.adaptive_l2(scores(0), scores(1), torch.ones(3))
+
+
 def test_adaptive_smooth_l1_refuses_trust_of_another_shape():
     with pytest.raises(losses.LossError, match='trust must be'):
         losses.adaptive_smooth_l1(scores(0), scores(1), torch.ones(3))

@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -17,6 +22,7 @@ from two_processes import run_in_two_processes  # noqa: E402
 
 import stereo_kd_training  # noqa: E402
 from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
+from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
 from stereo_kd_training.recipe import RecipeError, check_recipe, read_recipe  # noqa: E402
 from stereo_kd_training.stages import RecipeRun, plan  # noqa: E402
@@ -228,6 +234,65 @@ def test_changes_on_the_command_line(tmp_path):
             read_recipe(recipe, [change])
 
 
+def test_a_change_touches_one_key_though_yaml_repeats_its_section(tmp_path):
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(
+        'name: v\ndata: {train: [{name: kitti2015, root: /k}]}\n'
+        'distill: {training: {network: kestrel}, loss: &loss {signal: ground_truth}}\n'
+        'tune: {training: {network: kestrel}, loss: *loss}\n'
+    )
+    changed = read_recipe(recipe, ['distill.loss.gamma=5'])
+    assert changed.distill.loss.gamma == 5 and changed.tune.loss.gamma == 2
+
+
+CALLED = """
+stereo-kd-train() {
+  printf '%s\\0' "$SCENE_FLOW" "$KITTI" "$PSMNET" "$GWCNET" "$ACVNET" "$RUN" "$BENCHMARK" "$@"
+  printf '\\n\\0'
+}
+jq() { :; }
+"""
+
+
+def documented_runs(page: str) -> list[tuple[dict[str, str], list[str]]]:
+    """Environment and arguments of every `stereo-kd-train` in the section on the papers' data."""
+    section = page.split('### With Scene Flow and KITTI on disk', 1)[1].split('\n## ', 1)[0]
+    script = CALLED + '\n'.join(re.findall(r'```bash\n(.*?)```', section, re.DOTALL))
+    environment = {'PATH': os.environ['PATH'], 'BENCHMARK': '/bench'}
+    ran = subprocess.run(
+        ['bash', '-eu', '-c', 'RUN=\n' + script], capture_output=True, env=environment, check=True
+    )
+    names = ('SCENE_FLOW', 'KITTI', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN', 'BENCHMARK')
+    calls = [call.split('\0')[:-1] for call in ran.stdout.decode().split('\n\0')[:-1]]
+    return [(dict(zip(names, call)), call[len(names) :]) for call in calls]
+
+
+@pytest.mark.skipif(shutil.which('bash') is None, reason='the page is for bash')
+def test_every_documented_experiment_is_a_recipe_that_can_be_built(repository, monkeypatch):
+    calls = documented_runs((repository / 'docs/recipes.md').read_text())
+    assert len(calls) > 50
+    experiments = {}
+    for environment, arguments in calls:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        (path,) = (repository / argument for argument in arguments if argument.endswith('.yaml'))
+        changes = [after for flag, after in itertools.pairwise(arguments) if flag == '--set']
+        recipe = read_recipe(path, changes)
+        if arguments[0] == 'ablate':
+            assert recipe.teacher.checkpoint
+            continue
+        for stage in (recipe.teach, recipe.distill, recipe.tune):
+            if stage:
+                with torch.device('meta'):
+                    create(stage.training.network, **stage.training.options)
+        if '--dry-run' not in arguments and '--budget' not in arguments:
+            folder = arguments[arguments.index('-o') + 1]
+            assert folder not in experiments, 'two experiments in one folder'
+            experiments[folder] = recipe.model_dump(exclude={'name', 'about'})
+    contents = list(experiments.values())
+    assert all(a != b for a, b in itertools.combinations(contents, 2)), 'the same one twice'
+
+
 @pytest.fixture
 def scene_flow(tmp_path) -> Path:
     """One pair for each of Scene Flow's three sets, and one to test."""
@@ -276,7 +341,6 @@ def test_a_papers_recipe_runs_from_its_data_to_a_model_file(scene_flow, tmp_path
     from typer.testing import CliRunner
 
     from stereo_kd_training.main import app
-    from stereo_kd_training.networks import create
 
     torch.manual_seed(0)
     weights = tmp_path / 'anynet.tar'

@@ -5,12 +5,13 @@
     signal      DTP Table V: ground truth only, both, teacher only
     loss        DTP Table VI: L1 (Eq. 4) or KL
     modules     DTP Tables II to IV: spatial pyramid, iterative volume, no hourglass
-    compact     Compact StereoNet Table 2: v1 without a teacher, v2 SL1 + CE, v3 ASL + focal
+    compact     Compact StereoNet Table 2: v1 without a teacher, v2 SL1 + focal, v3 ASL + focal;
+                and SL1 + CE of its Fig. 12
     distil_prune  the table DTP lacks: neither, prune only, distil only, both
 
-Everything but the compared thing is equal: data, crops, steps, seeds, and one teacher that is
-trained first. At a small budget the result is a small-scale replication and no more; the report
-says how small it was.
+Everything but the compared thing is equal: data, crops, steps, seeds, and one teacher, which is
+trained first or given. At a small budget the result is a small-scale replication and no more; the
+report says how small it was.
 
     FOLDER/teacher/       trained once for all tables
     FOLDER/answers/       its answers with their distributions, computed once
@@ -118,9 +119,13 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             **_student('compact_stereonet'),
             'distill': {'loss': {'method': 'compact', 'signal': 'ground_truth'}},
         },
-        'v2: SL1 + CE': {
+        'SL1 + CE': {
             **_student('compact_stereonet'),
             'distill': {'loss': {'method': 'compact', 'signal': 'both', 'gamma': 0.0}},
+        },
+        'v2: SL1 + focal': {
+            **_student('compact_stereonet'),
+            'distill': {'loss': {'method': 'compact', 'signal': 'both'}},
         },
         'v3: ASL + focal': {
             **_student('compact_stereonet'),
@@ -144,6 +149,7 @@ def run_ablation(
     data: dict[str, Any],
     budget: Budget,
     progress: Progress | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run every variant with every seed; what is finished is not repeated.
 
@@ -153,6 +159,7 @@ def run_ablation(
         data: the `data` section of a recipe.
         budget: how long and how large.
         progress: called with (variant and stage, step, steps, text).
+        teacher: the `teacher` section of a recipe; one is trained without.
 
     Returns:
         The report, which is also written to NAME.json, NAME.md and NAME.svg.
@@ -169,10 +176,10 @@ def run_ablation(
     )
     report: dict[str, Any] = {'ablation': name, 'budget': vars(budget), 'data': data, 'rows': []}
     if needs_teacher:
-        report['teacher'] = _train_teacher(folder / 'teacher', data, budget, progress)
+        report['teacher'] = teacher or _train_teacher(folder / 'teacher', data, budget, progress)
     for title, variant in ABLATIONS[name].items():
         results = [
-            _run(title, variant, folder, data, budget, seed, progress)
+            _run(title, variant, folder, data, budget, seed, progress, teacher)
             for seed in range(budget.seeds)
         ]
         report['rows'].append(table_row(title, results))
@@ -204,9 +211,10 @@ def _run(
     budget: Budget,
     seed: int,
     progress: Progress | None,
+    teacher: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """One variant with one seed: the metrics of its last network."""
-    content = variant_recipe(variant, data, budget, seed, folder)
+    content = variant_recipe(variant, data, budget, seed, folder, teacher)
     heard = labelled_progress(progress, f'{slug(title)}-{seed}')
     here = folder / 'runs' / run_name(content)
     base = {key: value for key, value in content.items() if key not in ('prune', 'tune')}
@@ -282,9 +290,18 @@ def training_section(
 
 
 def variant_recipe(
-    variant: dict[str, Any], data: dict[str, Any], budget: Budget, seed: int, folder: Path
+    variant: dict[str, Any],
+    data: dict[str, Any],
+    budget: Budget,
+    seed: int,
+    folder: Path,
+    teacher: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The recipe of one run: `variant` of `ABLATIONS`, taught by the teacher in `folder`."""
+    """The recipe of one run: `variant` of `ABLATIONS`.
+
+    Args:
+        teacher: as of `run_ablation`; without it the one that was trained in `folder` teaches.
+    """
     distill = copy.deepcopy(variant['distill'])
     student, options = variant['student'], variant['options']
     if variant.get('any_student') and budget.student != student:
@@ -293,7 +310,7 @@ def variant_recipe(
     distill['training'] = training_section(student, options, budget, budget.steps)
     recipe: dict[str, Any] = {'name': 'run', 'seed': seed, 'data': data, 'distill': distill}
     if distill['loss']['signal'] != 'ground_truth':
-        recipe['teacher'] = {
+        recipe['teacher'] = teacher or {
             'network': TEACHER,
             'checkpoint': str(folder / 'teacher' / 'distill' / 'checkpoint.pt'),
             'cache': True,
@@ -360,7 +377,11 @@ def as_markdown(report: dict[str, Any]) -> str:
 def _taught(report: dict[str, Any]) -> str:
     if 'teacher' not in report:
         return ', no teacher'
-    error = report['teacher']['validation']['epe_px']
+    teacher = report['teacher']
+    if 'validation' not in teacher:
+        given = teacher.get('network') or Path(teacher.get('onnx') or teacher['folder']).name
+        return f', taught by {given}'
+    error = teacher['validation']['epe_px']
     return f', a teacher of {report["budget"]["teacher_steps"]} steps and {error:.2f} px'
 
 

@@ -63,6 +63,7 @@ class Distillation(BaseModel):
             95th percentile) or 'confidence' (per pixel, without truth).
         trust_bounds_px: teacher EPE at which K is 1 and 0; a recipe measures it.
         volume_weight, focal_weight, gamma: Compact's lambda_d1, lambda_d2 and exponent.
+        volume_distance: between volumes, 'smooth_l1' (Eq. 2) or 'l2' (its Fig. 12).
         stage_weights: of the stages, coarse to fine; the paper's for their number otherwise.
         steps_per_epoch: epochs drive DSNet's weights.
     """
@@ -82,6 +83,7 @@ class Distillation(BaseModel):
     volume_weight: float = Field(0.2, ge=0)
     focal_weight: float = Field(0.3, ge=0)
     gamma: float = Field(2.0, ge=0)
+    volume_distance: Literal['smooth_l1', 'l2'] = 'smooth_l1'
     stage_weights: list[float] | None = None
     steps_per_epoch: int = Field(1000, ge=1)
 
@@ -412,12 +414,13 @@ class Objective:
                 answer, hypotheses, logits.shape[-2:], self.settings.laplace_scale_px
             )
             teacher, student = as_logits(probabilities), logits
+        squared = self.settings.volume_distance == 'l2'
+        distance = losses.adaptive_l2 if squared else losses.adaptive_smooth_l1
+        trust = self._trust(answer, truth, valid, teacher.shape)
         return {
             'volume': (
                 self.settings.volume_weight,
-                losses.adaptive_smooth_l1(
-                    student, teacher, self._trust(answer, truth, valid, teacher.shape), known
-                ),
+                distance(student, teacher, trust, known),
             ),
             'focal': (
                 self.settings.focal_weight,

@@ -295,7 +295,28 @@ def adaptive_smooth_l1(
     _same_shape('adaptive_smooth_l1', student_logits, teacher_logits)
     distance = F.smooth_l1_loss(
         student_logits.float(), teacher_logits.detach().float(), reduction='none'
-    ).mean(dim=1)
+    )
+    return _trusted_mean(distance, trust, valid)
+
+
+def adaptive_l2(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    trust: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """The squared distance of Compact's Fig. 12 in the place of `adaptive_smooth_l1`.
+
+    The paper's point: it follows outliers.
+    """
+    _same_shape('adaptive_l2', student_logits, teacher_logits)
+    distance = (student_logits.float() - teacher_logits.detach().float()).square()
+    return _trusted_mean(distance, trust, valid)
+
+
+def _trusted_mean(distance: Tensor, trust: Tensor | None, valid: Tensor | None) -> Tensor:
+    """Mean of (B, D, h, w) where valid, each sample or pixel times its K."""
+    distance = distance.mean(dim=1)
     if trust is not None:
         if trust.dim() == 1 and trust.shape[0] == distance.shape[0]:
             trust = trust.view(-1, 1, 1)

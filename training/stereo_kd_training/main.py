@@ -290,8 +290,12 @@ def ablate(
     name: Annotated[
         str, typer.Argument(help='signal, loss, modules, compact, distil_prune, or all of them.')
     ],
-    pool: Annotated[Path, typer.Option(help='Pool made by generate.')],
     out: Annotated[Path, typer.Option('--out', '-o', help='Folder; continued when begun.')],
+    pool: Annotated[Path | None, typer.Option(help='Pool made by generate.')] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help='Instead of --pool: take the data and the teacher of this recipe.'),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help='Of every student.')] = 400,
     tune_steps: Annotated[
         int, typer.Option(min=1, help='That distil_prune adds, with prunings or without.')
@@ -307,15 +311,31 @@ def ablate(
     holdout: Annotated[int, typer.Option(min=1, help='Last pairs of the pool, to measure.')] = 48,
     threads: Threads = 2,
 ) -> None:
-    """Repeat tables of the papers at a small budget, over several seeds; resumable."""
-    from stereo_kd_training.ablation import ABLATIONS, Budget, as_markdown, run_ablation
+    """Repeat tables of the papers at any budget, over several seeds; resumable."""
+    from stereo_kd_training.ablation import (
+        ABLATIONS,
+        AblationError,
+        Budget,
+        as_markdown,
+        run_ablation,
+    )
+    from stereo_kd_training.recipe import read_recipe
 
     use_threads(threads)
     width, height = image_size(crop)
-    data = {
-        'train': [{'pool': str(pool), 'last': -holdout}],
-        'validation': [{'pool': str(pool), 'first': -holdout}],
-    }
+    if (pool is None) == (recipe is None):
+        raise AblationError('give either --pool, or --recipe for its data and its teacher')
+    teacher = None
+    if recipe is None:
+        data = {
+            'train': [{'pool': str(pool), 'last': -holdout}],
+            'validation': [{'pool': str(pool), 'first': -holdout}],
+        }
+    else:
+        given = read_recipe(recipe).model_dump(mode='json', include={'data', 'teacher', 'teach'})
+        data = given['data']
+        # One that the recipe would train first is no teacher yet.
+        teacher = None if given['teach'] else given['teacher']
     budget = Budget(
         steps=steps,
         tune_steps=tune_steps,
@@ -329,7 +349,7 @@ def ablate(
     )
     for table in ABLATIONS if name == 'all' else [name]:
         with stage_bars() as report:
-            result = run_ablation(table, out, data, budget, report)
+            result = run_ablation(table, out, data, budget, report, teacher)
         console.print(as_markdown(result), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -298,7 +298,7 @@ def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, no YAML, an unset variable, or a key or value that is wrong;
             every mistake is listed with where it is.
     """
-    content = read_settings(path)
+    content = _unshared(read_settings(path))
     for change in changes:
         _change(content, change)
     return check_recipe(_expanded(content, str(path)), str(path))
@@ -324,6 +324,18 @@ def read_settings(path: Path | str) -> dict[str, Any]:
             f'{path} holds {type(content).__name__}, expected keys with values, as in `steps: 400`'
         )
     return content
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML repeats by an alias is there several times, to be changed singly.
+
+    `copy.deepcopy` would keep such values one and the same.
+    """
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unshared(inner) for inner in value]
+    return value
 
 
 def _change(content: dict[str, Any], change: str) -> None:
