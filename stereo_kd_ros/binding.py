@@ -4,8 +4,9 @@
 
 `HostBinding` hands over the addresses of the caller's images and of the maps that are returned:
 nothing is copied; a size may have a session that was made for it alone. `DeviceBinding` keeps
-buffers in the memory of a GPU, one set per image size: one copy in, one out, no allocation there
-once a size is known, and addresses that never change, which is what a CUDA graph needs.
+buffers in the memory of a GPU, one set per image size, and page-locked ones beside them in the
+computer's: one copy in, one out, no allocation on either side of it once a size is known, and
+addresses that never change, which is what a CUDA graph needs.
 
     left, right: (H, W, 3) uint8        ->        disparity, confidence: (H, W) float32
 
@@ -24,6 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .model import INPUTS, OUTPUTS
+from .pinned import PageLocked, cuda_runtime
 
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -75,10 +77,12 @@ class HostBinding:
 
 @dataclass(frozen=True)
 class _Buffers:
-    """One image size's memory on the device, bound once."""
+    """One image size's memory, bound once: on the device, and page-locked what goes there."""
 
     images: tuple[Any, ...]
     maps: tuple[Any, ...]
+    staged_images: tuple[Image, ...]
+    staged_maps: tuple[Map | None, ...]
     binding: Any
     options: Any
 
@@ -92,12 +96,21 @@ class DeviceBinding:
         device_id: Which one.
         cuda_graph: Whether the session replays CUDA graphs. Each size then is a graph of its
             own, and sizes beyond the first `SIZES_KEPT` run without.
+        page_locked: Makes the computer's side of the buffers; by the CUDA runtime without.
     """
 
     def __init__(
-        self, session: Any, device: str = 'cuda', device_id: int = 0, cuda_graph: bool = False
+        self,
+        session: Any,
+        device: str = 'cuda',
+        device_id: int = 0,
+        cuda_graph: bool = False,
+        page_locked: PageLocked | None = None,
     ) -> None:
         self.session = session
+        if page_locked is None:
+            page_locked = PageLocked(cuda_runtime() if device == 'cuda' else None)
+        self._page_locked = page_locked
         self._device, self._device_id, self._cuda_graph = device, device_id, cuda_graph
         self._lock = threading.Lock()
         self._buffers: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
@@ -111,15 +124,22 @@ class DeviceBinding:
         """The same for N pairs at once; each N has buffers of its own."""
         with self._lock:
             buffers = self._of_size(left.shape[:3])
-            for value, image in zip(buffers.images, (left, right)):
-                value.update_inplace(np.ascontiguousarray(image))
+            for value, staged, image in zip(buffers.images, buffers.staged_images, (left, right)):
+                np.copyto(staged, image)
+                value.update_inplace(staged)
             self.session.run_with_iobinding(buffers.binding, buffers.options)
             buffers.binding.synchronize_outputs()
-            # From a GPU this copies; in the computer's memory it is a view of what comes next.
-            maps = [value.numpy() for value in buffers.maps]
-            if self._device == 'cpu':
-                maps = [array.copy() for array in maps]
+            maps = [self._fetched(*both) for both in zip(buffers.maps, buffers.staged_maps)]
         return maps[0], maps[1]
+
+    def _fetched(self, value: Any, staged: Map | None) -> Map:
+        """What the device holds, in an array of the caller's own."""
+        if staged is not None:
+            self._page_locked.fetch(staged, value.data_ptr())
+            return staged.copy()
+        array = value.numpy()
+        # In the computer's memory it is a view of what comes next.
+        return array.copy() if self._device == 'cpu' else array
 
     def _of_size(self, size: tuple[int, ...]) -> _Buffers:
         known = self._buffers.get(size)
@@ -153,4 +173,14 @@ class DeviceBinding:
         if self._cuda_graph:
             options = onnxruntime.RunOptions()
             options.add_run_config_entry('gpu_graph_id', str(graph))
-        return _Buffers(images, maps, binding, options)
+        locked = self._page_locked
+        return _Buffers(
+            images,
+            maps,
+            tuple(locked.array((*size, 3), np.uint8) for _ in INPUTS),
+            tuple(
+                locked.array(size, np.float32) if locked.is_available else None for _ in OUTPUTS
+            ),
+            binding,
+            options,
+        )

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from stereo_kd_ros.binding import SIZES_FITTED, SIZES_KEPT, DeviceBinding, HostBinding
+from stereo_kd_ros.pinned import CopyError, PageLocked
 
 pytest.importorskip('onnx', reason='builds its models with onnx')
 from at_once import at_once
@@ -21,11 +25,40 @@ def session(tmp_path_factory):
     return onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
 
 
-@pytest.fixture(params=['host', 'device', 'device with graphs'])
+class PretendedRuntime:
+    """The CUDA runtime's three functions, over memory that is the computer's own."""
+
+    def __init__(self, refuses: bool = False, copy_error: int = 0) -> None:
+        self.locked: dict[int, int] = {}
+        self.refuses, self.copy_error = refuses, copy_error
+        self.copies_to_locked: list[bool] = []
+
+    def cudaHostRegister(self, address, size, flags) -> int:
+        assert flags == 1
+        assert address.value not in self.locked
+        if not self.refuses:
+            self.locked[address.value] = size.value
+        return int(self.refuses)
+
+    def cudaHostUnregister(self, address) -> int:
+        del self.locked[address.value]
+        return 0
+
+    def cudaMemcpy(self, to, source, size, kind) -> int:
+        assert kind == 2
+        self.copies_to_locked.append(self.locked.get(to.value) == size.value)
+        ctypes.memmove(to, source, size.value)
+        return self.copy_error
+
+
+@pytest.fixture(params=['host', 'device', 'device with graphs', 'device, page-locked'])
 def binding(request, session):
     if request.param == 'host':
         return HostBinding(session)
-    return DeviceBinding(session, 'cpu', cuda_graph=request.param.endswith('graphs'))
+    locked = PageLocked(PretendedRuntime()) if request.param.endswith('locked') else None
+    return DeviceBinding(
+        session, 'cpu', cuda_graph=request.param.endswith('graphs'), page_locked=locked
+    )
 
 
 def test_sizes_come_and_go(binding):
@@ -89,6 +122,42 @@ def test_every_recorded_graph_has_a_number_and_keeps_its_buffers(session):
         )
     assert numbers == ['1', '2', '3', '4', '-1', '-1']
     assert [size[1] for size in binding._buffers] == [10, 11, 12, 13]
+
+
+def test_what_goes_to_a_gpu_and_comes_back_lies_in_locked_memory(session):
+    runtime = PretendedRuntime()
+    binding = DeviceBinding(session, 'cpu', page_locked=PageLocked(runtime))
+    for seed in range(3):
+        left, right = random_pair(8, 10, seed)
+        np.testing.assert_allclose(binding.run(left, right)[0], difference(left, right), atol=1e-3)
+    # Two images and two maps of one size, locked once.
+    assert sorted(runtime.locked.values()) == [240, 240, 320, 320]
+    assert runtime.copies_to_locked == [True] * 6
+    # A size that goes gives its memory back.
+    for height in range(10, 10 + SIZES_KEPT):
+        binding.run(*random_pair(height, 8))
+    gc.collect()
+    assert len(runtime.locked) == 4 * SIZES_KEPT
+    del binding
+    gc.collect()
+    assert not runtime.locked
+
+
+def test_memory_that_cannot_be_locked_is_only_slower(session):
+    runtime = PretendedRuntime(refuses=True)
+    binding = DeviceBinding(session, 'cpu', page_locked=PageLocked(runtime))
+    left, right = random_pair(8, 10)
+    np.testing.assert_allclose(binding.run(left, right)[0], difference(left, right), atol=1e-3)
+    del binding
+    gc.collect()
+    assert runtime.copies_to_locked == [False] * 2
+
+
+def test_a_failed_copy_is_an_error_with_its_number(session):
+    locked = PageLocked(PretendedRuntime(copy_error=700))
+    binding = DeviceBinding(session, 'cpu', page_locked=locked)
+    with pytest.raises(CopyError, match=r'320 bytes .* CUDA error 700'):
+        binding.run(*random_pair(8, 10))
 
 
 class Told:
