@@ -37,7 +37,7 @@ SIZES = ((320, 240), (640, 480), (960, 540), (1280, 720), (1920, 1080))
 RANGES_PX = (64, 128, 192, 256)
 CAMERAS = (1, 2, 4, 8)
 START = """
-import json, resource, sys, time
+import json, sys, time
 begun = time.perf_counter()
 from stereo_kd_ros.engine import StereoEngine
 import numpy as np
@@ -48,13 +48,14 @@ engine.warm_up(480, 640, runs=1)
 warm = time.perf_counter()
 blank = np.zeros((480, 640, 3), np.uint8)
 engine.infer(blank, blank)
+from stereo_kd_ros.subjects import resident_mb
 print(json.dumps({
     'provider': engine.provider,
     'import_ms': 1e3 * (imported - begun),
     'open_ms': 1e3 * (opened - imported),
     'warm_up_ms': 1e3 * (warm - opened),
     'next_pair_ms': 1e3 * (time.perf_counter() - warm),
-    'memory_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    'memory_mb': resident_mb('VmHWM'),
 }))
 """
 
