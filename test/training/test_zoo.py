@@ -229,3 +229,20 @@ def test_the_shipped_json_is_of_the_shipped_files() -> None:
         assert model['accuracy'] is not None
         assert read_manifest(MODELS / model['file']).metrics == model['accuracy']
         assert model['bytes'] < 5_000_000
+
+
+def test_licences_of_one_source_stand_together_and_name_their_models(folder: Path) -> None:
+    def learnt(name: str, *licences: str) -> None:
+        path = folder / f'matcher_{name}.onnx'
+        sources = [{'name': 'scenes', 'licence': 'Apache-2.0', 'seed': seed} for seed in (1, 2)]
+        sources += [{'name': f'walls, {one}', 'licence': one} for one in licences]
+        write_manifest(path, replace(read_manifest(path), training_data=sources))
+
+    learnt('nano', 'CC0-1.0', 'MIT')
+    learnt('small', 'MIT', 'CC0-1.0')
+    page = as_markdown(collect(folder))
+    assert '| walls | CC0-1.0, MIT | all |' in page and '| scenes | Apache-2.0 | all |' in page
+    learnt('small', 'MIT')
+    page = as_markdown(collect(folder))
+    assert '| walls | CC0-1.0, MIT | matcher_nano |' in page
+    assert '| walls | MIT | matcher_small |' in page

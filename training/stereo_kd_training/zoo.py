@@ -269,17 +269,29 @@ def as_markdown(zoo: Mapping[str, Any]) -> str:
         pruned = f', pruned in {model["pruning_steps"]} steps' if model['pruning_steps'] else ''
         lines.append(
             f'- **{model["name"]}** {model["version"]} ({model["network"]}{taught}{pruned}), '
-            f'weights {model["licence"] or "without a licence"}:'
+            f'weights {model["licence"] or "without a licence"}'
         )
-        lines += [
-            f'  - {entry["name"]} ({entry["licence"]})'
-            for entry in _without_repeats(model['training_data'])
-        ]
+    lines += ['', *_table(('learnt from', 'licences', 'by'), _source_rows(zoo['models']))]
     return '\n'.join(lines) + '\n'
 
 
-def _without_repeats(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return list({(entry['name'], entry['licence']): entry for entry in entries}.values())
+def _source_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What was learnt from, all licences of one source together, and by which models."""
+    licences: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        stated: dict[str, list[str]] = {}
+        for entry in model['training_data']:
+            licence = str(entry['licence'])
+            source = str(entry['name']).removesuffix(f', {licence}')
+            if licence not in stated.setdefault(source, []):
+                stated[source].append(licence)
+        for source, found in stated.items():
+            licences.setdefault((source, ', '.join(sorted(found))), []).append(model['name'])
+    everyone = [model['name'] for model in models]
+    return [
+        (source, found, 'all' if names == everyone and len(names) > 1 else ', '.join(names))
+        for (source, found), names in licences.items()
+    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
