@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stereo_kd_ros.visualize import ERROR_COLOURS, ERROR_STEPS_PX
+from stereo_kd_ros.visualize import ERROR_COLOURS, ERROR_STEPS_PX, picture_strip
 
 # Colours that stay apart for the colour-blind and on paper (Okabe and Ito).
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
@@ -155,6 +155,20 @@ def thinned(line: np.ndarray, columns: int) -> np.ndarray:
     borders = np.flatnonzero(np.diff(column[order]))
     first, last = np.append(0, borders + 1), np.append(borders, len(order) - 1)
     return line[np.unique(np.concatenate([order[first], order[last]]))]
+
+
+def strip(images: Sequence[np.ndarray], labels: Sequence[str], columns: int) -> np.ndarray:
+    """Pictures under their labels in rows of so many, as wide together as a page shows them.
+
+    They are shrunk before they are labelled, so that the labels can be read.
+    """
+    scale = _PICTURE_WIDTH_PX / columns / images[0].shape[1]
+    if scale < 1:
+        images = [
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            for image in images
+        ]
+    return picture_strip(images, labels, columns)
 
 
 def figure(picture: Picture) -> str:

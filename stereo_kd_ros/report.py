@@ -148,10 +148,14 @@ def _models_table(report: Mapping[str, Any]) -> str:
         name = f'teacher: {model["name"]}' if place == len(report['models']) else model['name']
         digest = model.get('sha256')
         words = [model.get('file'), model.get('version'), digest and digest[:16]]
-        cells = [name, *words, model.get('provider')]
-        rows.append(''.join(f'<td>{"–" if cell is None else text(cell)}</td>' for cell in cells))
-    heads = ('model', 'file', 'version', 'SHA-256', 'provider')
-    return table(''.join(f'<th>{head}</th>' for head in heads), rows)
+        cells = ['–' if cell is None else text(cell) for cell in (*words, model.get('provider'))]
+        rows.append(
+            f'<td>{text(name)}</td>' + ''.join(f'<td class="words">{cell}</td>' for cell in cells)
+        )
+    heads = ''.join(
+        f'<th class="words">{head}</th>' for head in ('file', 'version', 'SHA-256', 'provider')
+    )
+    return table(f'<th>model</th>{heads}', rows)
 
 
 def _figures_table(models: Sequence[Mapping[str, Any]]) -> str:

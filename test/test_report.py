@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from stereo_kd_ros.evaluation import DRAWN, FIGURES, RANGE_BINS_M
-from stereo_kd_ros.html_page import plot, thinned
+from stereo_kd_ros.html_page import plot, strip, thinned
 from stereo_kd_ros.report import Picture, write_html
 
 VOID = {'meta', 'img'}
@@ -146,6 +146,16 @@ def test_the_page_says_which_files_and_how_well_confidence_sorts(tmp_path: Path)
     page = (tmp_path / 'report.html').read_text()
 
     for said in ('kestrel.onnx', '1.2', 'c0ffeec0ffeec0ff', 'teacher: hit', 'net.onnx'):
-        assert f'<td>{said}</td>' in page
+        assert f'>{said}</td>' in page
     assert 'Sparsification' in page and 'small: EPE of what is left, px' in page
     assert 'below 0.5' in page and '10 and more' in page
+
+
+def test_labels_of_wide_pictures_are_as_large_as_those_of_small_ones() -> None:
+    """A label is 28 rows high, whatever the pictures under it were."""
+    wide = np.zeros((400, 2800, 3), np.uint8)
+    made = strip([wide, wide, wide], ['left', 'right', 'truth'], 2)
+    assert made.shape[:2] == (2 * (28 + 100) + 4, 2 * 700 + 4)
+    assert made[:28].max() == 255 and (made[:28, :100] < 128).any(), 'no label'
+    small = np.zeros((40, 60, 3), np.uint8)
+    assert strip([small, small], ['left', 'right'], 2).shape[:2] == (68, 124)

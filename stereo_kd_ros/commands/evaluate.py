@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stereo_kd_ros.report import Picture
 
 _WORST_FRAMES = 3
+# Truth that covers less of a picture is drawn with larger points.
+_SPARSE_SHARE = 0.3
 
 
 @readable_errors
@@ -120,6 +122,7 @@ def evaluate(
             param_hint='--realtime',
         )
     matchers = [*models, SgbmMatcher()] if sgbm else models
+    taught = open_matcher(teacher, provider) if teacher else None
     options = Options(
         namespace=namespace,
         tolerance_ns=round(tolerance * 1e9),
@@ -137,7 +140,7 @@ def evaluate(
             output,
             options,
             lambda done, total: progress.update(task, completed=done, total=total),
-            open_matcher(teacher, provider) if teacher else None,
+            taught,
         )
     if realtime:
         for known, result in zip(models, report['models']):
@@ -146,7 +149,7 @@ def evaluate(
     if condition is not None:
         report['gate'] = _judge(condition, report['models'][: len(models)])
     drawn = {matcher.name: drawn_figures(output / f'{matcher.name}.jsonl') for matcher in matchers}
-    pictures = _pictures(bag, matchers, drawn, options)
+    pictures = _pictures(bag, matchers, drawn, options, taught)
     write_json(output / 'report.json', report)
     write_html(output / 'report.html', report, drawn, pictures)
     _print_table(report)
@@ -209,13 +212,15 @@ def _pictures(
     matchers: list[Matcher],
     drawn: dict[str, dict[str, np.ndarray]],
     options: Options,
+    teacher: Matcher | None,
 ) -> list[Picture]:
     """The first model's worst pairs and its median one, computed once more."""
     import numpy as np
 
     from stereo_kd_ros.evaluation import selected_frames
+    from stereo_kd_ros.html_page import strip
     from stereo_kd_ros.report import Picture
-    from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
+    from stereo_kd_ros.visualize import colorize_disparity, colorize_error
 
     ranked, figure = _ranked(drawn[matchers[0].name])
     chosen = {index: f'{figure} {value:.3g}' for index, value in ranked[:_WORST_FRAMES]}
@@ -234,24 +239,38 @@ def _pictures(
             max_px = float(np.percentile(known, 99)) if known.size else 64.0
             images, labels = [frame.left], ['left']
             if truth is not None:
-                images.append(colorize_disparity(truth, max_px))
+                images.append(colorize_disparity(_thick(truth), max_px))
                 labels.append(f'truth, 0 to {max_px:.0f} px')
+            if teacher is not None:
+                told = teacher.match(frame.left, frame.right).disparity
+                images.append(colorize_disparity(told, max_px))
+                labels.append(f'teacher: {teacher.name}')
             for matcher, answer in zip(matchers, answers):
                 images.append(colorize_disparity(answer.disparity, max_px))
                 labels.append(matcher.name)
                 if truth is not None:
-                    images.append(colorize_error(answer.dense, truth))
+                    # Colours go by the difference of the two, wherever truth is drawn.
+                    error = _thick(np.abs(answer.dense - truth))
+                    images.append(colorize_error(_thick(truth) + error, _thick(truth)))
                     labels.append(f'{matcher.name}: error')
             pictures[index] = Picture(
-                picture_strip(
-                    images,
-                    labels,
-                    columns=2 if frame.left.shape[1] > 2 * frame.left.shape[0] else 3,
-                ),
+                strip(images, labels, 2 if frame.left.shape[1] > 2 * frame.left.shape[0] else 3),
                 f'pair {index}, {kinds[index]} of {matchers[0].name}: {chosen[index]}',
             )
             progress.advance(task)
     return [pictures[index] for index in chosen if index in pictures]
+
+
+def _thick(values: np.ndarray) -> np.ndarray:
+    """Points (H, W) of a LiDAR as large as eyes need them, the largest on top; NaN is unknown."""
+    import cv2
+    import numpy as np
+
+    known = np.isfinite(values)
+    if known.mean() > _SPARSE_SHARE:
+        return values
+    spread = cv2.dilate(np.where(known, values, -1).astype(np.float32), np.ones((3, 3), np.uint8))
+    return np.where(spread >= 0, spread, np.nan)
 
 
 def _ranked(drawn: dict[str, np.ndarray]) -> tuple[list[tuple[int, float]], str]:

@@ -12,9 +12,20 @@ from typing import Any
 import numpy as np
 
 from stereo_kd_ros.evaluation import ModelMatcher
-from stereo_kd_ros.html_page import Picture, figure, legend, number, page, plot, table, text
+from stereo_kd_ros.html_page import (
+    Picture,
+    error_key,
+    figure,
+    legend,
+    number,
+    page,
+    plot,
+    strip,
+    table,
+    text,
+)
 from stereo_kd_ros.results import machine
-from stereo_kd_ros.visualize import colorize_disparity, colorize_error, picture_strip
+from stereo_kd_ros.visualize import colorize_disparity, colorize_error
 from stereo_kd_training.adapt.label import read_label
 from stereo_kd_training.adapt.settings import STAGES, RunFolder, write_json
 from stereo_kd_training.adapt.student import find_student
@@ -73,7 +84,7 @@ def _html(run: RunFolder, report: Mapping[str, Any]) -> str:
         body += ['<h2>Training</h2>', '<div class="plots">', *curves, '</div>']
     body += _held_out_plots(run)
     if 'gate' in stages:
-        body += ['<h2>Held-out pairs</h2>', *map(figure, _held_out_pictures(run))]
+        body += ['<h2>Held-out pairs</h2>', error_key(), *map(figure, _held_out_pictures(run))]
     if 'label' in stages:
         body += ['<h2>Labels</h2>', *map(figure, _label_pictures(run))]
     return page(f'{report["name"]}: adaptation', body)
@@ -231,9 +242,7 @@ def _comparison(
         images += [colorize_disparity(told, most), colorize_error(told, label)]
         labels += [matcher.name, f'{matcher.name}: error']
     word = 'lower' if gain >= 0 else 'higher'
-    return Picture(
-        picture_strip(images, labels, columns=2), f'{name}: error {abs(gain):.3f} px {word}'
-    )
+    return Picture(strip(images, labels, 2), f'{name}: error {abs(gain):.3f} px {word}')
 
 
 def _label_pictures(run: RunFolder) -> list[Picture]:
