@@ -7,9 +7,9 @@ drifts slows them all; what is worth quoting are the ratios. The floor of a mode
 
     max(MACs / measured peak MACs per second, bytes moved / measured bandwidth),
 
-both measured in the same run with the same number of threads: single-precision matrix
-products, and copies of a block larger than the caches. A provider that computes in BF16 or
-INT8 may come below it.
+both measured beside it with the same number of threads: matrix products through the provider and
+in the precision that ran, and copies of a block larger than the caches (`peak`). Memory is that of
+a process which opens one subject and nothing else (`subjects.measure_memory`).
 
 The error beside a time is the EPE on procedural pairs of the same size, drawn here with exact
 truth: over all pixels, occluded ones included, with the holes of classic matchers filled. Peers
@@ -22,11 +22,12 @@ import json
 import math
 import os
 import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,50 +35,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stereo_kd_ros
+from stereo_kd_ros.cache import gpu_and_driver
+from stereo_kd_ros.choice import processor_name
 from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
 from stereo_kd_ros.model import resolve_model
+from stereo_kd_ros.peak import Peak, PeakError, measure_peak
 from stereo_kd_ros.procedural import render_pair
+from stereo_kd_ros.providers import ON_GPU
+from stereo_kd_ros.subjects import (
+    DISPARITY_RANGE_PX,
+    BenchmarkError,
+    Image,
+    Subject,
+    SubjectSpec,
+    check_peer,
+    measure_memory,
+    provider_of,
+)
 
-Image = NDArray[np.uint8]
-Run = Callable[[Image, Image], Any]
 REFERENCE = 'sgbm-3way'
-DISPARITY_RANGE_PX = 192
+PLOTS = ('.png', '.svg', '.pdf')
 # Seeds of the pairs that errors are measured on; the pair that is timed has seed 0.
 FIRST_EPE_SEED = 1
 
 
-class BenchmarkError(ValueError):
-    """A benchmark that cannot be run or compared."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Something that is timed.
-
-    Attributes:
-        name: of the model or peer.
-        provider: what really runs it.
-        run: takes two (H, W, 3) uint8 RGB images.
-        disparity: takes the same, gives (H, W) px, dense; None when it has no error to measure.
-        prepare: told (height, width) [px] before a size is timed, as a node does at its start.
-        macs_640x480: multiply-accumulates of a model at 640x480; None for a peer.
-        weight_bytes: read once per frame.
-        memory_mb: resident memory that opening and one run added.
-    """
-
-    name: str
-    provider: str
-    run: Run
-    macs_640x480: int | None = None
-    weight_bytes: int = 0
-    memory_mb: float | None = None
-    disparity: Run | None = None
-    prepare: Callable[[int, int], Any] | None = None
-
-
 @dataclass(frozen=True)
 class Row:
-    """One subject at one size; times in milliseconds of wall time."""
+    """One subject at one size; times in milliseconds of wall time.
+
+    `provider` and `precision` are those that ran, `memory_mb` what opening and running it added at
+    most, `ratio_to_reference` the median over the turns of its time over the first peer's.
+    """
 
     subject: str
     provider: str
@@ -93,133 +81,7 @@ class Row:
     ratio_to_reference: float | None
     memory_mb: float | None
     epe: float | None = None
-
-
-@dataclass(frozen=True)
-class Peak:
-    """What the machine does at best with a number of threads."""
-
-    threads: int
-    gmacs_per_second: float
-    gigabytes_per_second: float
-
-
-_PEAK_PROGRAM = """
-import time, numpy as np
-n = 1024
-a = np.ones((n, n), np.float32); b = np.ones((n, n), np.float32); c = np.empty_like(a)
-def best(work, seconds=0.6):
-    fastest, end = 1e9, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter(); work(); fastest = min(fastest, time.perf_counter() - start)
-    return fastest
-np.matmul(a, b, out=c)
-macs = n ** 3 / best(lambda: np.matmul(a, b, out=c))
-block = np.ones(1 << 27, np.uint8); copy = np.empty_like(block)
-rate = 2 * block.nbytes / best(lambda: np.copyto(copy, block))
-print(macs, rate)
-"""
-
-
-def measure_peak(threads: int) -> Peak:
-    """Best single-precision MAC rate of `threads` threads, and copy bandwidth of one.
-
-    Runs in a process of its own: BLAS reads its number of threads only at start.
-    """
-    names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
-    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    result = subprocess.run(
-        [sys.executable, '-c', _PEAK_PROGRAM],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    macs, rate = (float(word) for word in result.stdout.split())
-    return Peak(threads, macs / 1e9, rate / 1e9)
-
-
-def open_model(model: str, provider: str, threads: int) -> Subject:
-    """A contract model behind `StereoEngine`.
-
-    Raises:
-        EngineError, ModelError: as the engine does.
-    """
-    from stereo_kd_ros.engine import StereoEngine
-
-    before = _resident_mb()
-    engine = StereoEngine(model, provider=provider, threads=threads)
-    engine.warm_up(480, 640, runs=1)
-    manifest = engine.manifest
-    label = engine.provider
-    if label == 'openvino':
-        label = f'openvino {engine.precision}'
-    return Subject(
-        name=manifest.name if manifest else Path(engine.path).stem,
-        provider=label,
-        run=engine.infer,
-        macs_640x480=getattr(manifest, 'macs_640x480', 0) or None,
-        weight_bytes=Path(engine.path).stat().st_size,
-        memory_mb=round(_resident_mb() - before, 1),
-        disparity=lambda left, right: engine.infer(left, right).disparity,
-        prepare=lambda height, width: engine.warm_up(height, width, runs=1),
-    )
-
-
-def open_peer(text: str, threads: int) -> Subject:
-    """A classic matcher over 192 px, padded so that every column can be matched, or a network.
-
-    Args:
-        text: the matcher's name, or NAME=FILE.onnx as `onnx_peer` has it.
-        threads: of the CPU.
-
-    Raises:
-        BenchmarkError: there is no such matcher.
-        OnnxPeerError: the network's file or its adapter is at fault.
-    """
-    name, separator, file = text.partition('=')
-    return _open_network(name, file, threads) if separator else _open_matcher(name, threads)
-
-
-def _open_network(name: str, file: str, threads: int) -> Subject:
-    from stereo_kd_ros.onnx_peer import open_onnx_peer
-
-    before = _resident_mb()
-    network = open_onnx_peer(name, file, threads)
-    pair = render_pair(0, 128, 256)
-    network(pair.left, pair.right)
-    return Subject(
-        name,
-        'cpu',
-        network,
-        weight_bytes=network.path.stat().st_size,
-        memory_mb=round(_resident_mb() - before, 1),
-        disparity=network,
-    )
-
-
-def _open_matcher(name: str, threads: int) -> Subject:
-    import cv2
-
-    from stereo_kd_ros.baselines import BlockMatcher, Sgbm
-
-    makers: dict[str, Callable[[], Any]] = {
-        'sgbm-3way': lambda: Sgbm(DISPARITY_RANGE_PX, '3way'),
-        'sgbm-hh': lambda: Sgbm(DISPARITY_RANGE_PX, 'hh'),
-        'bm': lambda: BlockMatcher(DISPARITY_RANGE_PX),
-    }
-    if name not in makers:
-        raise BenchmarkError(
-            f'there is no peer {name!r}; expected one of {", ".join(makers)}, or NAME=FILE.onnx'
-        )
-    matcher = makers[name]()
-
-    def run(left: Image, right: Image) -> Any:
-        cv2.setNumThreads(threads)
-        return matcher.compute(left, right)
-
-    return Subject(name, f'opencv {cv2.__version__}', run, disparity=matcher.dense)
+    precision: str = ''
 
 
 def measure_epe(
@@ -242,19 +104,33 @@ def time_in_turn(
     right: Image,
     runs: int,
     progress: Callable[[int], None] | None = None,
+    on_failure: Callable[[Subject, Exception], None] | None = None,
 ) -> list[list[float]]:
-    """Milliseconds of `runs` runs of each subject, taken in turn after two uncounted ones."""
+    """Milliseconds of `runs` runs of each subject, taken in turn after two uncounted ones.
+
+    With `on_failure`, who fails in the uncounted ones is told to it and has no times; without, its
+    error is raised.
+    """
     times: list[list[float]] = [[] for _ in subjects]
-    for subject in subjects:
-        if subject.prepare is not None:
-            subject.prepare(*left.shape[:2])
-        for _ in range(2):
-            subject.run(left, right)
+    running: list[tuple[Subject, list[float]]] = []
+    for subject, taken in zip(subjects, times):
+        try:
+            if subject.prepare is not None:
+                subject.prepare(*left.shape[:2])
+            for _ in range(2):
+                subject.run(left, right)
+        except Exception as error:  # OpenCV's and ONNX Runtime's errors share no base class
+            if on_failure is None:
+                raise
+            on_failure(subject, error)
+        else:
+            running.append((subject, taken))
     for _ in range(runs):
-        for subject, taken in zip(subjects, times):
+        for subject, taken in running:
             start = time.perf_counter()
             subject.run(left, right)
-            taken.append(1e3 * (time.perf_counter() - start))
+            whole_ms = 1e3 * (time.perf_counter() - start)
+            taken.append(whole_ms if subject.own_ms is None else subject.own_ms())
             # Worker threads of the last subject may still spin for a moment.
             time.sleep(0.003)
         if progress:
@@ -262,9 +138,12 @@ def time_in_turn(
     return times
 
 
-def floor_ms(subject: Subject, width: int, height: int, peak: Peak) -> float | None:
-    """The time below which this machine cannot run the subject; None for a peer."""
-    if subject.macs_640x480 is None:
+def floor_ms(subject: Subject, width: int, height: int, peak: Peak | None) -> float | None:
+    """The time below which this machine cannot run the subject; None for a peer.
+
+    `peak` is that of the provider, precision and threads that ran.
+    """
+    if subject.macs_640x480 is None or peak is None:
         return None
     pixels = width * height
     compute = subject.macs_640x480 * pixels / (640 * 480) / (peak.gmacs_per_second * 1e9)
@@ -282,91 +161,186 @@ def benchmark(
     runs: int = 30,
     progress: Callable[[str, int, int], None] | None = None,
     epe_pairs: int = 0,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """Time every model on every provider, and the peers, at every size and thread count.
 
     Args:
         models: names or paths.
-        providers: of the models; one that does not load is reported under `skipped`.
-        peers: classic matchers or NAME=FILE.onnx; ratios refer to the first.
-        sizes: (width, height) px.
+        providers: of the models, as PROVIDER or PROVIDER:PRECISION; one that does not load here is
+            reported under `skipped`.
+        peers: as `subjects` lists them; ratios refer to the first.
+        sizes: (width, height) px; who does not run at one is reported under `skipped`.
         threads: CPU threads.
         runs: counted runs of each subject.
         progress: called with (what, done, total).
         epe_pairs: procedural pairs of each size to measure errors on; none without.
+        memory: measure that of each subject and size, a second or two each.
 
     Returns:
         the report: a header, `rows` (one per subject, size and thread count), `skipped`.
 
     Raises:
-        BenchmarkError: nothing could be opened.
+        BenchmarkError: a peer, provider or precision does not exist, or nothing could be opened.
         ModelError: a model does not exist.
+        OnnxPeerError, ProcessPeerError: a peer does not open.
     """
     for model in models:
         resolve_model(model)
-    rows: list[Row] = []
-    skipped: list[dict[str, str]] = []
-    peaks = []
-    errors: dict[tuple[Any, ...], float | None] = {}
+    for name in peers:
+        check_peer(name)
+    specs = [SubjectSpec('peer', name) for name in peers]
+    specs += [
+        SubjectSpec('model', model, *provider_of(of)) for model in models for of in providers
+    ]
+    header = machine(specs)
+    bench = _Bench(runs, epe_pairs, memory)
     total = len(sizes) * len(threads)
     for number, count in enumerate(threads):
-        peak = measure_peak(count)
-        peaks.append(asdict(peak))
-        subjects = [open_peer(name, count) for name in peers]
-        for model in models:
-            for provider in providers:
-                try:
-                    subjects.append(open_model(model, provider, count))
-                except (RuntimeError, ValueError) as error:
-                    skipped.append({'subject': model, 'provider': provider, 'reason': str(error)})
-        if not subjects:
-            reasons = '; '.join(item['reason'] for item in skipped) or 'no subject was named'
-            raise BenchmarkError(f'there is nothing to measure: {reasons}')
-        for position, (width, height) in enumerate(sizes):
-            if progress:
-                progress(
-                    f'{width}x{height}, {count} threads', number * len(sizes) + position, total
-                )
-            pair = render_pair(0, height, width)
-            times = time_in_turn(subjects, pair.left, pair.right, runs)
-            base = np.array(times[0]) if peers else None
-            # The number of threads changes no answer.
-            if number == 0:
-                for subject, epe in zip(subjects, measure_epe(subjects, width, height, epe_pairs)):
-                    errors[subject.name, subject.provider, width, height] = epe
-            for subject, taken in zip(subjects, times):
-                epe = errors.get((subject.name, subject.provider, width, height))
-                rows.append(_row(subject, taken, base, width, height, peak, epe))
+        with _opened(specs, count, bench.skipped) as subjects:
+            for position, size in enumerate(sizes):
+                if progress:
+                    what = f'{size[0]}x{size[1]}, {count} threads'
+                    progress(what, number * len(sizes) + position, total)
+                bench.measure(subjects, size, count)
     return {
         'schema': 1,
-        'machine': machine(),
-        'peak': peaks,
-        'reference': peers[0].partition('=')[0] if peers else None,
+        'machine': {**header, 'load_1min_after': round(os.getloadavg()[0], 2)},
+        'peak': [asdict(peak) for peak in bench.peaks.values() if peak is not None],
+        'reference': bench.reference,
         'epe_pairs': epe_pairs,
-        'rows': [asdict(row) for row in rows],
-        'skipped': skipped,
+        'rows': [asdict(row) for row in bench.rows],
+        'skipped': bench.skipped,
     }
+
+
+@contextmanager
+def _opened(
+    specs: Sequence[SubjectSpec], threads: int, skipped: list[dict[str, str]]
+) -> Iterator[list[tuple[SubjectSpec, Subject]]]:
+    """All subjects that open, under names that differ; closed at the end.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    opened: list[tuple[SubjectSpec, Subject]] = []
+    try:
+        for spec in specs:
+            try:
+                opened.append((spec, spec.open(threads)))
+            except (RuntimeError, ValueError) as error:
+                # A peer is asked for by name and file; a provider may be missing on this machine.
+                if spec.kind == 'peer':
+                    raise
+                told = {'subject': spec.name, 'provider': spec.provider, 'reason': str(error)}
+                if told not in skipped:
+                    skipped.append(told)
+        if not opened:
+            reasons = '; '.join(item['reason'] for item in skipped) or 'no subject was named'
+            raise BenchmarkError(f'there is nothing to measure: {reasons}')
+        yield _told_apart(opened)
+    finally:
+        for _, subject in opened:
+            if subject.close is not None:
+                subject.close()
+
+
+def _told_apart(
+    opened: Sequence[tuple[SubjectSpec, Subject]],
+) -> list[tuple[SubjectSpec, Subject]]:
+    """Two files that call themselves the same get their files' names beside it."""
+    calls = Counter(name for name, _ in {(subject.name, spec.name) for spec, subject in opened})
+    return [
+        (spec, replace(subject, name=f'{subject.name} ({Path(spec.name).name})'))
+        if calls[subject.name] > 1
+        else (spec, subject)
+        for spec, subject in opened
+    ]
+
+
+class _Bench:
+    """The rows so far, and what several of them share."""
+
+    def __init__(self, runs: int, epe_pairs: int, memory: bool) -> None:
+        self.rows: list[Row] = []
+        self.reference: str | None = None
+        self.skipped: list[dict[str, str]] = []
+        self.peaks: dict[tuple[int, str, str], Peak | None] = {}
+        self._runs, self._epe_pairs, self._memory = runs, epe_pairs, memory
+        self._errors: dict[tuple[Any, ...], float | None] = {}
+
+    def measure(
+        self,
+        opened: Sequence[tuple[SubjectSpec, Subject]],
+        size: tuple[int, int],
+        threads: int,
+    ) -> None:
+        """Add the rows of one size and number of threads."""
+        width, height = size
+        pair = render_pair(0, height, width)
+        subjects = [subject for _, subject in opened]
+
+        def failed(subject: Subject, error: Exception) -> None:
+            reason = f'at {width}x{height}: {" ".join(str(error).split())}'
+            self._skip(subject.name, subject.provider, reason)
+
+        times = time_in_turn(subjects, pair.left, pair.right, self._runs, on_failure=failed)
+        # What ran last is what was timed: an engine may choose anew for each size.
+        ran = [
+            (subject.provider, subject.precision) if subject.ran is None else subject.ran()
+            for subject in subjects
+        ]
+        base = None
+        if opened[0][0].kind == 'peer':
+            self.reference = subjects[0].name
+            base = np.array(times[0]) if times[0] else None
+        measured = [index for index, taken in enumerate(times) if taken]
+        # The number of threads changes no answer.
+        unknown = [index for index in measured if (size, index) not in self._errors]
+        found = measure_epe([subjects[index] for index in unknown], *size, self._epe_pairs)
+        self._errors.update(((size, index), epe) for index, epe in zip(unknown, found))
+        for index in measured:
+            spec, subject = opened[index]
+            subject = replace(subject, provider=ran[index][0], precision=ran[index][1])
+            peak = None if subject.macs_640x480 is None else self._peak(threads, *ran[index])
+            row = _row(subject, times[index], base, size, threads, peak)
+            memory_mb = measure_memory(spec, *size, threads) if self._memory else None
+            epe = self._errors[size, index]
+            known = None if epe is None or math.isnan(epe) else round(epe, 3)
+            self.rows.append(replace(row, memory_mb=memory_mb, epe=known))
+
+    def _peak(self, threads: int, provider: str, precision: str) -> Peak | None:
+        key = (threads, provider, precision)
+        if key not in self.peaks:
+            try:
+                self.peaks[key] = measure_peak(*key)
+            except PeakError as error:
+                self.peaks[key] = None
+                self._skip('floor', provider, str(error))
+        return self.peaks[key]
+
+    def _skip(self, subject: str, provider: str, reason: str) -> None:
+        self.skipped.append({'subject': subject, 'provider': provider, 'reason': reason})
 
 
 def _row(
     subject: Subject,
     taken: Sequence[float],
     base: NDArray[np.float64] | None,
-    width: int,
-    height: int,
-    peak: Peak,
-    epe: float | None,
+    size: tuple[int, int],
+    threads: int,
+    peak: Peak | None,
 ) -> Row:
     p50, p99 = np.percentile(taken, (50, 99))
-    floor = floor_ms(subject, width, height, peak)
+    floor = floor_ms(subject, *size, peak)
     # Pair by pair: both of a pair met the same state of the machine.
     ratio = None if base is None else float(np.median(np.array(taken) / base))
     return Row(
         subject=subject.name,
         provider=subject.provider,
-        width=width,
-        height=height,
-        threads=peak.threads,
+        width=size[0],
+        height=size[1],
+        threads=threads,
         runs=len(taken),
         min_ms=round(min(taken), 3),
         p50_ms=round(float(p50), 3),
@@ -374,18 +348,21 @@ def _row(
         fps=round(1e3 / float(p50), 2),
         floor_ms=None if floor is None else round(floor, 3),
         ratio_to_reference=None if ratio is None else round(ratio, 4),
-        memory_mb=subject.memory_mb,
-        epe=None if epe is None or math.isnan(epe) else round(epe, 3),
+        memory_mb=None,
+        precision=subject.precision,
     )
 
 
-def machine() -> dict[str, Any]:
-    """Processor, load and versions: what a figure means nothing without."""
+def machine(specs: Sequence[SubjectSpec] = ()) -> dict[str, Any]:
+    """Processor, load and versions: what a figure means nothing without.
+
+    The GPU and its driver are among them where `specs` may run there.
+    """
     import cv2
     import onnxruntime
 
-    return {
-        'processor': _processor(),
+    told = {
+        'processor': processor_name() or platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
         'load_1min': round(os.getloadavg()[0], 2),
         'system': platform.platform(),
@@ -395,6 +372,12 @@ def machine() -> dict[str, Any]:
         'numpy': np.__version__,
         'stereo_kd_ros': stereo_kd_ros.__version__,
     }
+    with suppress(metadata.PackageNotFoundError):
+        told['openvino'] = metadata.version('openvino')
+    if any(spec.provider in (*ON_GPU, 'auto') for spec in specs):
+        gpu, driver = gpu_and_driver(0)
+        told.update({'gpu': gpu, 'driver': driver} if gpu else {})
+    return told
 
 
 def compare_with(
@@ -408,26 +391,52 @@ def compare_with(
         BenchmarkError: the two reports share no row.
     """
 
-    def ratios(of: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
-        keys = ('subject', 'provider', 'width', 'height', 'threads')
-        return {
-            tuple(row[key] for key in keys): row['ratio_to_reference']
-            for row in of['rows']
-            if row['ratio_to_reference'] is not None and row['subject'] != of['reference']
-        }
-
-    before, now = ratios(baseline), ratios(report)
+    before, now = _ratios(baseline), _ratios(report)
     shared = sorted(set(before) & set(now), key=str)
     if not shared:
         raise BenchmarkError(
             'the baseline has no model, provider, size and thread count in common with this run'
         )
     return [
-        f'{key[0]} on {key[1]} at {key[2]}x{key[3]}, {key[4]} threads: {now[key]:.2f} times the '
-        f'{report["reference"]}, was {before[key]:.2f}'
+        f'{_words(key)}: {now[key]:.2f} times the {report["reference"]}, was {before[key]:.2f}'
         for key in shared
         if now[key] > before[key] * (1.0 + tolerance)
     ]
+
+
+def not_compared(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """What `compare_with` is silent about, as sentences: rows that only one of both has.
+
+    Of the baseline's only those at the sizes and thread counts of this run count.
+    """
+    before, now = _ratios(baseline), _ratios(report)
+    at = {key[2:] for key in now}
+    gone = sorted((key for key in set(before) - set(now) if key[2:] in at), key=str)
+    new = sorted(set(now) - set(before), key=str)
+    return [f'{_words(key)}: in the baseline, but not in this run' for key in gone] + [
+        f'{_words(key)}: not in the baseline' for key in new
+    ]
+
+
+def _ratios(report: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
+    """Ratio to the reference by subject, what ran it, width, height and threads."""
+    found = {}
+    for row in report['rows']:
+        if row['ratio_to_reference'] is None or row['subject'] == report['reference']:
+            continue
+        ran, precision = row['provider'], row.get('precision', '')
+        # Reports of before call what is not in single precision `openvino bf16`.
+        if precision not in ('', 'fp32'):
+            ran = f'{ran} {precision}'
+        # A matcher of another version of OpenCV is still that matcher.
+        ran = ran.split()[0] if ran.startswith('opencv') else ran
+        key = (row['subject'], ran, row['width'], row['height'], row['threads'])
+        found[key] = row['ratio_to_reference']
+    return found
+
+
+def _words(key: tuple[Any, ...]) -> str:
+    return f'{key[0]} on {key[1]} at {key[2]}x{key[3]}, {key[4]} threads'
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
@@ -451,19 +460,37 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def plot_report(report: Mapping[str, Any], path: Path) -> None:
-    """Median time over pixels, one line per subject, with its floor below it (matplotlib)."""
+def check_plot(path: Path) -> None:
+    """Check that a chart can be drawn to a file, before minutes are spent on what it shows.
+
+    Raises:
+        BenchmarkError: matplotlib is missing, or the file's kind is unknown.
+    """
+    if path.suffix.lower() not in PLOTS:
+        raise BenchmarkError(f'{path} is no chart that can be drawn; expected {", ".join(PLOTS)}')
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise BenchmarkError(
             'a plot needs matplotlib: pip install matplotlib, or leave --plot out'
         ) from error
+
+
+def plot_report(report: Mapping[str, Any], path: Path) -> None:
+    """Median time over pixels, one line per subject, with its floor below it.
+
+    Raises:
+        BenchmarkError: as of `check_plot`.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 6), layout='constrained')
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in report['rows']:
-        groups.setdefault((row['subject'], row['provider'], row['threads']), []).append(row)
+        ran = f'{row["provider"]} {row.get("precision", "")}'.strip()
+        groups.setdefault((row['subject'], ran, row['threads']), []).append(row)
     for (subject, provider, threads), rows in groups.items():
         rows = sorted(rows, key=lambda row: row['width'] * row['height'])
         pixels = [row['width'] * row['height'] / 1e6 for row in rows]
@@ -488,21 +515,3 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
     figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-
-
-def _processor() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _resident_mb() -> float:
-    try:
-        pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
-    except (OSError, ValueError, IndexError):
-        return math.nan
-    return pages * os.sysconf('SC_PAGE_SIZE') / 1e6

@@ -12,27 +12,33 @@ import pytest
 from tiny_models import write_block_matcher
 from typer.testing import CliRunner
 
+from stereo_kd_ros import benchmark as benchmarking
 from stereo_kd_ros.benchmark import (
     FIRST_EPE_SEED,
-    BenchmarkError,
-    Peak,
-    Subject,
     benchmark,
+    check_plot,
     compare_with,
     floor_ms,
     measure_epe,
-    open_peer,
+    not_compared,
+    plot_report,
     read_report,
     time_in_turn,
     write_report,
 )
 from stereo_kd_ros.commands.main import app
 from stereo_kd_ros.model import ModelError
+from stereo_kd_ros.peak import Peak, PeakError
 from stereo_kd_ros.procedural import render_pair
+from stereo_kd_ros.subjects import BenchmarkError, Subject, open_peer
 
 ROW_KEYS = {
     'subject', 'provider', 'width', 'height', 'threads', 'p50_ms', 'p99_ms', 'fps', 'floor_ms',
     'epe',
+}  # fmt: skip
+HEADER_KEYS = {
+    'processor', 'cores', 'load_1min', 'load_1min_after', 'system', 'python', 'onnxruntime',
+    'opencv', 'numpy', 'stereo_kd_ros',
 }  # fmt: skip
 
 
@@ -56,9 +62,12 @@ def test_every_subject_has_a_row_that_says_what_ran(report):
         assert row['fps'] == pytest.approx(1e3 / row['p50_ms'], rel=0.01)
         assert (row['width'], row['height'], row['threads'], row['runs']) == (256, 64, 1, 3)
     assert report['rows'][0]['ratio_to_reference'] == 1.0
-    assert report['rows'][1]['provider'] == 'cpu'
-    assert report['peak'][0]['gmacs_per_second'] > 0.1
-    assert report['machine']['processor']
+    assert [row['provider'].split()[0] for row in report['rows']] == ['opencv', 'cpu']
+    assert [row['precision'] for row in report['rows']] == ['', 'fp32']
+    assert not HEADER_KEYS - set(report['machine'])
+    # Every subject takes some memory, told from that of the others by a process of its own.
+    assert all(0 <= row['memory_mb'] < 2000 for row in report['rows'])
+    assert any(row['memory_mb'] > 0.1 for row in report['rows'])
 
 
 def test_a_provider_that_does_not_load_is_told_not_measured(report):
@@ -69,6 +78,104 @@ def test_a_provider_that_does_not_load_is_told_not_measured(report):
 def test_a_model_that_is_not_there_is_an_error_before_anything_is_timed(model):
     with pytest.raises(ModelError, match='absent'):
         benchmark([str(model), 'absent'], ['cpu'], ['bm'], [(256, 64)], [1], runs=3)
+
+
+@pytest.mark.parametrize(
+    ('given', 'error', 'told'),
+    [
+        ({'providers': ['cpu', 'gpu']}, BenchmarkError, "no provider 'gpu'"),
+        ({'providers': ['openvino:fp64']}, BenchmarkError, "precision 'fp64'"),
+        ({'providers': ['cpu:bf16']}, BenchmarkError, 'bf16 needs the provider openvino'),
+        ({'peers': ['bm', 'sgm']}, BenchmarkError, "no peer 'sgm'"),
+        ({'peers': ['tensorflow:psmnet']}, BenchmarkError, 'torch:NETWORK'),
+    ],
+)
+def test_a_typing_error_is_told_before_anything_is_timed(model, monkeypatch, given, error, told):
+    monkeypatch.setattr(benchmarking, 'time_in_turn', lambda *_, **__: pytest.fail('timed'))
+    with pytest.raises(error, match=told):
+        benchmark([str(model)], **{'providers': ['cpu'], 'peers': ['bm'], **given})
+
+
+def test_two_files_of_one_name_are_told_apart_and_keep_their_errors(model, tmp_path):
+    other = write_block_matcher(tmp_path / 'other.onnx', 2)
+    report = benchmark(
+        [str(model), str(other)], ['cpu'], [], [(128, 64)], [1], 3, epe_pairs=1, memory=False
+    )
+    near, far = report['rows']
+    assert (near['subject'], far['subject']) == (
+        'block_matcher (tiny.onnx)',
+        'block_matcher (other.onnx)',
+    )
+    assert near['epe'] != far['epe']
+    assert report['reference'] is None
+    assert near['ratio_to_reference'] is None
+
+
+def test_who_fails_at_a_size_is_told_and_the_others_go_on(tmp_path):
+    low = write_block_matcher(tmp_path / 'low.onnx', 4, fails_above_px=64)
+    report = benchmark(
+        [str(low)], ['cpu'], ['bm'], [(64, 64), (64, 96)], [1], runs=3, memory=False
+    )
+    assert [(row['subject'], row['height']) for row in report['rows']] == [
+        ('bm', 64), ('block_matcher', 64), ('bm', 96),
+    ]  # fmt: skip
+    (told,) = report['skipped']
+    assert told['subject'] == 'block_matcher'
+    assert 'at 64x96' in told['reason']
+
+
+def test_what_is_reported_is_what_ran_last_and_its_own_peak_is_the_floor(monkeypatch):
+    """An engine asked for `auto` may choose another provider for each size."""
+    ran = [('cpu', 'fp32')]
+
+    def prepare(height: int, width: int) -> None:
+        ran[0] = ('openvino', 'bf16') if height > 64 else ('cpu', 'fp32')
+
+    net = Subject(
+        'net', 'cpu', lambda *_: None, 640 * 480, prepare=prepare, precision='fp32',
+        ran=lambda: ran[0],
+    )  # fmt: skip
+    asked = []
+
+    def peak(threads: int, provider: str, precision: str) -> Peak:
+        asked.append((threads, provider, precision))
+        if precision == 'bf16':
+            return Peak(threads, 4e-6, 1e9, provider, precision)
+        return Peak(threads, 1e-6, 1e9, provider, precision)
+
+    monkeypatch.setattr(benchmarking, 'measure_peak', peak)
+    monkeypatch.setattr(benchmarking.SubjectSpec, 'open', lambda *_: net)
+    monkeypatch.setattr(benchmarking, 'resolve_model', lambda name: name)
+    report = benchmark(
+        ['net'], ['auto'], [], [(64, 64), (64, 128), (128, 64)], [1], runs=3, memory=False
+    )
+    rows = report['rows']
+    assert [row['provider'] for row in rows] == ['cpu', 'openvino', 'cpu']
+    assert [row['precision'] for row in rows] == ['fp32', 'bf16', 'fp32']
+    # One MAC a pixel at 1000 or 4000 MACs a second.
+    assert [row['floor_ms'] for row in rows] == [
+        pytest.approx(4096), pytest.approx(2048), pytest.approx(8192),
+    ]  # fmt: skip
+    assert asked == [(1, 'cpu', 'fp32'), (1, 'openvino', 'bf16')]
+
+
+def test_without_a_peak_there_is_no_floor_and_a_reason(model, monkeypatch):
+    def none(*_):
+        raise PeakError('no such unit')
+
+    monkeypatch.setattr(benchmarking, 'measure_peak', none)
+    # The block matcher states no MACs, so a subject with some stands in its place.
+    net = Subject('net', 'cpu', lambda *_: None, 1000, precision='fp32')
+    monkeypatch.setattr(benchmarking.SubjectSpec, 'open', lambda *_: net)
+    report = benchmark([str(model)], ['cpu'], [], [(64, 64)], [1], runs=3, memory=False)
+    assert report['rows'][0]['floor_ms'] is None
+    assert report['skipped'] == [{'subject': 'floor', 'provider': 'cpu', 'reason': 'no such unit'}]
+
+
+def test_a_peer_with_a_clock_of_its_own_is_timed_by_that():
+    image = np.zeros((4, 4, 3), np.uint8)
+    peer = Subject('far', 'test', lambda *_: None, own_ms=lambda: 123.0)
+    assert time_in_turn([peer], image, image, runs=3) == [[123.0] * 3]
 
 
 def test_subjects_run_in_turn_and_the_warm_up_is_not_counted():
@@ -139,7 +246,13 @@ def test_a_network_of_others_is_a_peer(tmp_path):
     path = tmp_path / 'tiny.onnx'
     onnx.save(network, path)
     report = benchmark(
-        [], peers=[f'hitnet={path}', 'bm'], sizes=[(128, 64)], threads=[1], runs=3, epe_pairs=1
+        [],
+        peers=[f'hitnet={path}', 'bm'],
+        sizes=[(128, 64)],
+        threads=[1],
+        runs=3,
+        epe_pairs=1,
+        memory=False,
     )
     assert report['reference'] == 'hitnet'
     assert (report['rows'][0]['subject'], report['rows'][0]['provider']) == ('hitnet', 'cpu')
@@ -157,10 +270,45 @@ def test_the_guard_names_what_got_slower(report, tmp_path):
     faster_before['rows'][1]['ratio_to_reference'] /= 2
     (sentence,) = compare_with(report, faster_before)
     assert 'block_matcher on cpu at 256x64' in sentence
+    # A quarter is borne, more is not.
+    for growth, told in ((1.2, 0), (1.3, 1)):
+        grown = copy.deepcopy(before)
+        grown['rows'][1]['ratio_to_reference'] *= growth
+        assert len(compare_with(grown, before)) == told
     other = copy.deepcopy(before)
     other['rows'][1]['width'] = 1
     with pytest.raises(BenchmarkError, match='in common'):
         compare_with(report, other)
+
+
+def test_the_guard_says_what_it_did_not_compare(report):
+    before = copy.deepcopy(report)
+    assert not_compared(report, before) == []
+    row = before['rows'][1]
+    # A provider that no longer loads must not pass for one that is as quick as before.
+    before['rows'].append({**row, 'provider': 'openvino', 'precision': 'bf16'})
+    before['rows'].append({**row, 'width': 9999})
+    before['rows'].remove(row)
+    gone, new = not_compared(report, before)
+    assert 'block_matcher on openvino bf16 at 256x64' in gone
+    assert 'block_matcher on cpu at 256x64' in new
+
+
+def test_a_baseline_without_precisions_is_still_compared(report):
+    before = copy.deepcopy(report)
+    for row in before['rows']:
+        del row['precision']
+        row['ratio_to_reference'] /= 2
+    assert len(compare_with(report, before)) == 1
+
+
+def test_the_chart_has_a_line_for_each_subject_and_kind(report, tmp_path):
+    pytest.importorskip('matplotlib', reason='draws with matplotlib')
+    path = tmp_path / 'bench.svg'
+    plot_report(report, path)
+    assert '<svg' in path.read_text()
+    with pytest.raises(BenchmarkError, match=r'expected \.png, \.svg, \.pdf'):
+        check_plot(tmp_path / 'bench.txt')
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
@@ -191,6 +339,30 @@ def test_the_command_writes_json_and_fails_when_slower(model, tmp_path):
     result = CliRunner().invoke(app, [*common, '--check', str(path)])
     assert result.exit_code == 1
     assert 'slower' in result.output
+
+
+def test_lists_of_sizes_and_threads_give_a_row_each(model, tmp_path):
+    path = tmp_path / 'bench.json'
+    words = (
+        f'bench --models {model} --peers bm,sgbm-3way,sgbm-hh --sizes 64x48,96x64 --threads 1,2'
+    )
+    result = CliRunner().invoke(app, [*words.split(), '--runs', '3', '--json', str(path)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())['rows']
+    subjects = ['bm', 'sgbm-3way', 'sgbm-hh', 'block_matcher']
+    assert [(r['threads'], r['width'], r['subject']) for r in rows] == [
+        (threads, width, subject)
+        for threads in (1, 2)
+        for width in (64, 96)
+        for subject in subjects
+    ]
+
+
+def test_a_chart_that_cannot_be_drawn_is_refused_before_anything_is_timed(model, monkeypatch):
+    monkeypatch.setattr(benchmarking, 'benchmark', lambda *_: pytest.fail('timed'))
+    result = CliRunner().invoke(app, ['bench', '--models', str(model), '--plot', 'bench.txt'])
+    assert result.exit_code == 1
+    assert '.png' in result.output
 
 
 @pytest.mark.parametrize('option', [['--sizes', '640'], ['--threads', 'two']])

@@ -26,13 +26,17 @@ def bench(
         str, typer.Option(help='Names or paths, comma-separated; all shipped ones without.')
     ] = '',
     providers: Annotated[
-        str, typer.Option(help='Of the models, comma-separated: cpu, openvino, cuda, tensorrt.')
+        str,
+        typer.Option(
+            help='Of the models, comma-separated: cpu, openvino, cuda, tensorrt, auto; with a '
+            'precision as openvino:fp32.'
+        ),
     ] = 'cpu',
     peers: Annotated[
         str,
         typer.Option(
-            help='sgbm-3way, sgbm-hh, bm, or a network as hitnet=FILE.onnx or '
-            'NAME=FILE.onnx@YAML; ratios refer to the first.'
+            help='sgbm-3way, sgbm-hh, bm; a network as hitnet=FILE.onnx or NAME=FILE.onnx@YAML, '
+            'or of the training package as torch:psmnet=WEIGHTS; ratios refer to the first.'
         ),
     ] = 'sgbm-3way',
     sizes: Annotated[str, typer.Option(help='WIDTHxHEIGHT, comma-separated.')] = '640x480',
@@ -79,6 +83,8 @@ def bench(
     if node:
         if plot or check:
             raise typer.BadParameter('--node has neither --plot nor --check')
+        if ':' in providers:
+            raise typer.BadParameter('with --node, --providers are without a precision')
         _bench_node(
             _words(models) or ['small'],
             _words(providers),
@@ -95,6 +101,8 @@ def bench(
     from stereo_kd_ros.model import list_models
 
     before = benchmarking.read_report(check) if check else None
+    if plot:
+        benchmarking.check_plot(plot)
     named = _words(models) or [path.stem for path in list_models()]
     with phase_bar(transient=True) as on_progress:
         report = benchmarking.benchmark(
@@ -115,18 +123,20 @@ def bench(
         'fps',
         'floor ms',
         f'x {report["reference"]}',
+        'MB',
         'EPE px',
         title=f'{report["machine"]["processor"]}, load {report["machine"]["load_1min"]}',
     )
     for row in report['rows']:
         table.add_row(
             row['subject'],
-            f'{row["provider"]}, {row["threads"]} thr',
+            f'{row["provider"]} {row["precision"]}'.strip() + f', {row["threads"]} thr',
             f'{row["width"]}x{row["height"]}',
             f'{row["min_ms"]:.1f} / {row["p50_ms"]:.1f} / {row["p99_ms"]:.1f}',
             f'{row["fps"]:.1f}',
             _optional(row['floor_ms'], 1),
             _optional(row['ratio_to_reference'], 2),
+            _optional(row['memory_mb'], 0),
             _optional(row['epe'], 2),
         )
     console.print(table)
@@ -138,6 +148,8 @@ def bench(
         benchmarking.plot_report(report, plot)
     if before is not None:
         slower = benchmarking.compare_with(report, before)
+        for sentence in benchmarking.not_compared(report, before):
+            console.print(f'[yellow]not compared:[/yellow] {sentence}', highlight=False)
         for sentence in slower:
             console.print(f'[red]slower:[/red] {sentence}')
         if slower:
@@ -159,7 +171,7 @@ def _bench_node(
     """Measure the node with every model, provider and thread count; one report of all rows."""
     require_rclpy()
     from stereo_kd_ros.model import resolve_model
-    from stereo_kd_ros.node.latency import measure_node
+    from stereo_kd_ros.node.latency import measure_node, rates_without_drops
     from stereo_kd_ros.results import write_json
 
     files = [resolve_model(model).resolve() for model in models]
@@ -178,6 +190,7 @@ def _bench_node(
                 seconds,
             )
             report = of if not report else {**report, 'rows': report['rows'] + of['rows']}
+    report['without_drops'] = rates_without_drops(report['rows'])
     table = table_of(
         'model',
         'size',
@@ -203,6 +216,13 @@ def _bench_node(
             ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items()),
         )
     console.print(table)
+    for of in report['without_drops']:
+        rate = 'at none of the rates' if of['rate_hz'] is None else f'up to {of["rate_hz"]:g} Hz'
+        console.print(
+            f'{of["subject"]} at {of["width"]}x{of["height"]}, {of["place"].replace("_", " ")}: '
+            f'no pair dropped {rate}',
+            highlight=False,
+        )
     if json_path:
         write_json(json_path, report)
 

@@ -16,10 +16,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import onnxruntime
 
 from stereo_kd_ros.bag import StereoBag, StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
@@ -36,6 +38,7 @@ PLACES = ('processes', 'one_process')
 BARE_SECONDS, FEWEST_BARE_RUNS = 3.0, 20
 ONE_PROCESS_TIMEOUT_S = 600.0
 STAGES = ('wait', 'decode', 'inference', 'depth', 'publish')
+_WHAT_RAN = ('subject', 'provider', 'width', 'height', 'threads', 'place')
 _FIRST_STAMP_NS = 10**9
 
 
@@ -104,7 +107,7 @@ def measure_node(
         seconds: of each run, which then decides how many pairs it has, up to `MOST_PAIRS`.
 
     Returns:
-        the report: a header and `rows`.
+        the report: a header, `rows` and `without_drops`.
 
     Raises:
         LatencyError: a number is out of its range.
@@ -116,6 +119,12 @@ def measure_node(
         raise LatencyError(f'the rates are {list(rates_hz)} Hz, expected positive ones')
     if not set(places) <= set(PLACES):
         raise LatencyError(f'the places are {list(places)}, expected some of {", ".join(PLACES)}')
+    # Before anything runs here, so that the load is that of others.
+    header = {
+        **machine(),
+        'load_1min': round(os.getloadavg()[0], 2),
+        'onnxruntime': onnxruntime.__version__,
+    }
     rows = []
     for width, height in sizes:
         progress(f'{width}x{height}: the engine alone', 0, 1)
@@ -142,7 +151,37 @@ def measure_node(
                         ),
                     )
                     rows.append(node_row(run, model.stem, threads, place, bare_ms))
-    return {'schema': 1, 'kind': 'node', 'machine': machine(), 'rows': [asdict(r) for r in rows]}
+    told = [asdict(row) for row in rows]
+    return {
+        'schema': 1,
+        'kind': 'node',
+        'machine': header,
+        'rows': told,
+        'without_drops': rates_without_drops(told),
+    }
+
+
+def rates_without_drops(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Up to which of the measured rates nothing was dropped, by subject, size and place.
+
+    Args:
+        rows: `NodeRow`s as a report has them.
+
+    Returns:
+        one entry each, with `rate_hz` None where pairs were dropped at the lowest rate already.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in _WHAT_RAN), []).append(row)
+    found = []
+    for ran, of in groups.items():
+        highest = None
+        for row in sorted(of, key=lambda row: row['rate_hz']):
+            if row['dropped_percent'] > 0:
+                break
+            highest = row['rate_hz']
+        found.append({**dict(zip(_WHAT_RAN, ran)), 'rate_hz': highest})
+    return found
 
 
 def measure_bare(

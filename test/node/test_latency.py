@@ -13,7 +13,13 @@ from typer.testing import CliRunner
 
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.commands.main import app
-from stereo_kd_ros.node.latency import PLACES, LatencyError, measure_node, node_row
+from stereo_kd_ros.node.latency import (
+    PLACES,
+    LatencyError,
+    measure_node,
+    node_row,
+    rates_without_drops,
+)
 from stereo_kd_ros.node.live import LiveRun
 
 
@@ -73,6 +79,24 @@ def test_a_run_whose_node_told_nothing_has_no_shares() -> None:
     assert (row.stage_ms, row.stage_share, row.allowed_ms) == ({}, {}, None)
 
 
+def test_the_rate_without_drops_is_the_highest_below_the_first_with_some() -> None:
+    same = {'subject': 'net', 'provider': 'cpu', 'width': 64, 'height': 48, 'threads': 1}
+    rows = [
+        {**same, 'place': place, 'rate_hz': rate_hz, 'dropped_percent': dropped}
+        for place, rate_hz, dropped in [
+            ('processes', 30.0, 0.0),
+            ('processes', 10.0, 0.0),
+            ('processes', 60.0, 2.5),
+            ('processes', 90.0, 0.0),
+            ('one_process', 10.0, 1.0),
+        ]
+    ]
+    assert rates_without_drops(rows) == [
+        {**same, 'place': 'processes', 'rate_hz': 30.0},
+        {**same, 'place': 'one_process', 'rate_hz': None},
+    ]
+
+
 @pytest.mark.parametrize(
     'wrong', [{'pairs': 1}, {'pairs': 301}, {'rates_hz': [10.0, 0.0]}, {'places': ['moon']}]
 )
@@ -90,7 +114,10 @@ def test_every_place_has_a_row_beside_the_engine_alone(tmp_path: Path, block_mat
          '--threads', '1', '--seconds', '1.6', '--json', str(report)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    rows = json.loads(report.read_text())['rows']
+    told = json.loads(report.read_text())
+    assert told['machine']['load_1min'] >= 0
+    assert [of['place'] for of in told['without_drops']] == list(PLACES)
+    rows = told['rows']
     assert [(row['width'], row['height'], row['rate_hz'], row['place']) for row in rows] == [
         (96, 64, 20.0, place) for place in PLACES
     ]
