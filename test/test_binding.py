@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
+import time
 
 import numpy as np
 import onnxruntime
@@ -17,6 +19,7 @@ from stereo_kd_ros.pinned import CopyError, PageLocked
 pytest.importorskip('onnx', reason='builds its models with onnx')
 from at_once import at_once
 from contract_models import difference, difference_model, random_pair
+from tiny_models import write_block_matcher
 
 
 @pytest.fixture(scope='module')
@@ -172,6 +175,77 @@ class Told:
     def run_with_iobinding(self, binding) -> None:
         self.runs += 1
         self._session.run_with_iobinding(binding)
+
+
+class Noted:
+    """An I/O binding that notes what it is given; the rest is ONNX Runtime's."""
+
+    def __init__(self, binding) -> None:
+        self._binding = binding
+        self.inputs: list[np.ndarray] = []
+        self.outputs: list[int] = []
+
+    def __getattr__(self, name):
+        return getattr(self._binding, name)
+
+    def bind_cpu_input(self, name, array) -> None:
+        self.inputs.append(array)
+        self._binding.bind_cpu_input(name, array)
+
+    def bind_output(self, name, device, device_id, kind, shape, address) -> None:
+        self.outputs.append(address)
+        self._binding.bind_output(name, device, device_id, kind, shape, address)
+
+
+class NotedSession:
+    """Runs another session, and tells whether a run is going on."""
+
+    def __init__(self, session) -> None:
+        self._session, self.is_running, self.runs = session, False, 0
+
+    def io_binding(self) -> Noted:
+        self.binding = Noted(self._session.io_binding())
+        return self.binding
+
+    def run_with_iobinding(self, binding) -> None:
+        self.is_running = True
+        self._session.run_with_iobinding(binding._binding)
+        self.is_running = False
+        self.runs += 1
+
+
+def test_on_a_cpu_nothing_is_copied_into_the_graph_or_out_of_it(session):
+    noted = NotedSession(session)
+    left, right = random_pair(12, 14)
+    maps = HostBinding(noted).run(left, right)
+    for image, bound in zip((left, right), noted.binding.inputs):
+        assert np.shares_memory(image, bound)
+    assert noted.binding.outputs == [array.ctypes.data for array in maps]
+
+
+def test_python_goes_on_while_a_pair_is_computed(tmp_path):
+    """The executor that takes the next images must not wait for the interpreter's lock."""
+    path = write_block_matcher(tmp_path / 'slow.onnx', 48)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    noted = NotedSession(
+        onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    )
+    binding, most_runs, seen = HostBinding(noted), 20, 0
+    pair = random_pair(320, 480)
+
+    def work() -> None:
+        while noted.runs < most_runs and seen < 5 * most_runs:
+            binding.run(*pair)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.0005)
+        seen += noted.is_running
+    worker.join()
+    # With the lock held this thread could look in once a run, just before it begins.
+    assert seen >= 5 * most_runs
 
 
 def test_a_size_runs_with_the_session_made_for_it(session):
