@@ -5,6 +5,7 @@
 NAME=FILE.onnx              a public network with an adapter in training/teachers/NAME.yaml
 NAME=FILE.onnx@ADAPTER.yaml the same with an adapter of your own
 FILE.onnx, small            a file that keeps this project's contract, or a shipped model
+NAME=FILE.onnx              the same under another name, where NAME has no adapter
 FILE.pt, RUN                a checkpoint or run folder of this package
 """
 
@@ -50,11 +51,11 @@ class NamedTeacher:
 class ContractTeacher(Teacher):
     """A model that keeps this project's contract, through the node's own engine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None, threads: int | None = None) -> None:
         self.path = path
-        self.name = path.stem
+        self.name = name or path.stem
         self.fingerprint = hashlib.sha256(f'contract {file_sha256(path)}'.encode()).hexdigest()
-        self._engine = StereoEngine(path, provider='cpu')
+        self._engine = StereoEngine(path, provider='cpu', threads=threads)
 
     def predict(self, left: np.ndarray, right: np.ndarray, name: str = '') -> Prediction:
         check_pair(left, right)
@@ -76,41 +77,33 @@ def open_teacher(
         TeacherError: it is not there, or cannot be used.
     """
     name, separator, file = text.partition('=')
-    if separator:
+    adapters = known_adapters()
+    if separator and ('@' in file or name in adapters):
         path, _, adapter_file = file.partition('@')
-        adapter = OnnxAdapter.from_yaml(adapter_file or known_adapter(name))
+        adapter = OnnxAdapter.from_yaml(adapter_file or adapters[name])
         teacher: Teacher = OnnxTeacher(path, adapter, threads=threads)
         return NamedTeacher(teacher, licence or adapter.licence or UNKNOWN_LICENCE)
     path = Path(text).expanduser()
-    if path.suffix == '.pt' or (path / 'checkpoint.pt').is_file():
+    if not separator and (path.suffix == '.pt' or (path / 'checkpoint.pt').is_file()):
         return NamedTeacher(TorchTeacher(load_network(path)), licence or UNKNOWN_LICENCE)
     try:
-        path = resolve_model(text)
+        path = resolve_model(file if separator else text)
         manifest = read_manifest(path)
-        teacher = ContractTeacher(path)
+        teacher = ContractTeacher(path, name if separator else None, threads)
     except ModelError as error:
         raise TeacherError(
-            f'the teacher {text!r} cannot be used: {error}. A network of others is given as '
-            'NAME=FILE.onnx or NAME=FILE.onnx@ADAPTER.yaml'
+            f'the teacher {text!r} cannot be used: {str(error).rstrip(".")}. A network of others '
+            f'is given as NAME=FILE.onnx@ADAPTER.yaml; NAME=FILE.onnx will do where NAME has an '
+            f'adapter here ({", ".join(sorted(adapters)) or "none has"})'
         ) from error
     known = manifest.licence if manifest else ''
     return NamedTeacher(teacher, licence or known or UNKNOWN_LICENCE)
 
 
-def known_adapter(name: str) -> Path:
-    """The adapter that comes with this package for a public network.
-
-    Raises:
-        TeacherError: there is none of that name; it lists those that are.
-    """
+def known_adapters() -> dict[str, Path]:
+    """The adapters that come with this package for public networks, by name."""
     folders = [
         Path(stereo_kd_training.__file__).resolve().parents[1] / 'teachers',
         Path(sys.prefix) / 'share' / 'stereo_kd_ros' / 'teachers',
     ]
-    known = {path.stem: path for folder in reversed(folders) for path in folder.glob('*.yaml')}
-    if name not in known:
-        raise TeacherError(
-            f'the teacher {name!r} has no adapter (known: {", ".join(sorted(known)) or "none"}); '
-            f'give one: {name}=FILE.onnx@ADAPTER.yaml'
-        )
-    return known[name]
+    return {path.stem: path for folder in reversed(folders) for path in folder.glob('*.yaml')}
