@@ -71,6 +71,7 @@ def settings(assets: Path, out: Path, **changes: Any) -> AdaptSettings:
             'crop_width': 96,
             'procedural_pairs': 4,
             'procedural_validation': 2,
+            'procedural_watched': 2,
             'procedural_height': 96,
             'procedural_width': 128,
             'precision': 'no',

@@ -16,6 +16,7 @@ torch = pytest.importorskip('torch', reason='the training extra is not installed
 
 from tiny_adaptation import CAMERA, PAIRS, settings, write_assets, write_drive  # noqa: E402
 from tiny_models import write_block_matcher  # noqa: E402
+from two_processes import run_in_two_processes  # noqa: E402
 
 from stereo_kd_ros.camera import StereoCamera, calibration_record  # noqa: E402
 from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
@@ -107,6 +108,8 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
     assert reports[0]['stages']['gate']['parameters'] < sum(
         p.numel() for p in load_network(whole.folder / 'distil/start.pt').parameters()
     )
+    distil = reports[0]['stages']['distil']
+    assert 0.5 <= distil['share'] <= 1 and len(distil['watched']) == 2
     label = reports[0]['stages']['label']
     assert label['pairs_with_truth'] == label['pairs']
     checks = reports[0]['stages']['gate']['checks']
@@ -172,6 +175,37 @@ def test_a_shipped_student_is_adapted_and_delivered(assets: Path, tmp_path: Path
         adapt(asked.model_copy(update={'steps': 3}), tmp_path / 'other')
 
 
+TWO_PROCESSES = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from stereo_kd_training.adapt.run import adapt
+from stereo_kd_training.adapt.settings import AdaptSettings
+assert not adapt(AdaptSettings(**json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_under_a_launcher_the_first_process_does_what_is_done_once(
+    assets: Path, tmp_path: Path
+) -> None:
+    asked = settings(assets, tmp_path, steps=2)
+    run_in_two_processes(TWO_PROCESSES, asked.model_dump_json(), str(tmp_path / 'work'))
+    run = RunFolder(asked, tmp_path / 'work')
+    for stage in STAGES[:-1]:
+        assert run.is_done(stage), stage
+    said = (run.folder / 'log.txt').read_text().splitlines()
+    assert len([line for line in said if ' select ' in line]) == 1
+    logged = (run.stage('distil') / 'log.jsonl').read_text().splitlines()
+    losses = [line for line in map(json.loads, logged) if 'train/loss' in line]
+    assert [line['step'] for line in losses] == [1, 2]
+    # A student of two steps is refused, by both; in one process there is nothing left to do.
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob('*.pt')}
+    assert not adapt(asked, run.folder)
+    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob('*.pt')}
+
+
 # What cannot work is refused before anything is spent on it
 
 
@@ -231,7 +265,8 @@ def test_a_latency_out_of_reach_is_refused(assets: Path, tmp_path: Path) -> None
     ('teacher', 'match'),
     [
         ('nowhere.onnx', "teacher 'nowhere.onnx' cannot be used.*does not exist"),
-        ('strange=net.onnx', 'has no adapter .known: .*hitnet'),
+        ('strange=net.onnx', "'strange=net.onnx' cannot be used.*does not exist.*hitnet"),
+        ('strange=net.onnx@no.yaml', 'no.yaml'),
         ('hitnet=net.onnx', 'no ONNX teacher at net.onnx'),
     ],
 )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -14,28 +15,41 @@ import pytest
 torch = pytest.importorskip('torch', reason='the training extra is not installed')
 
 from ros_free_pairs import shifted_pair  # noqa: E402
-from tiny_adaptation import CAMERA, settings, write_drive  # noqa: E402
+from tiny_adaptation import CAMERA, settings, write_drive, write_student  # noqa: E402
 from tiny_models import write_block_matcher  # noqa: E402
 
 from stereo_kd_ros.bag import StereoBag  # noqa: E402
+from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
+from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
+from stereo_kd_training.adapt import blend as blending  # noqa: E402
+from stereo_kd_training.adapt.blend import between, blend  # noqa: E402
+from stereo_kd_training.adapt.checks import Check, procedural_checks  # noqa: E402
 from stereo_kd_training.adapt.distil import (  # noqa: E402
     CROPS_PER_PAIR,
     MOST_STEPS,
     MixedPairs,
     planned_steps,
 )
-from stereo_kd_training.adapt.gate import Check, procedural_checks, robustness  # noqa: E402
+from stereo_kd_training.adapt.gate import robustness  # noqa: E402
 from stereo_kd_training.adapt.label import trusted  # noqa: E402
 from stereo_kd_training.adapt.look import PictureStatistics, picture_statistics  # noqa: E402
-from stereo_kd_training.adapt.render import CameraPairs  # noqa: E402
-from stereo_kd_training.adapt.select import Scan, distinct_frames, split_by_time  # noqa: E402
+from stereo_kd_training.adapt.render import CameraPairs, kinds_of_scenes  # noqa: E402
+from stereo_kd_training.adapt.select import (  # noqa: E402
+    Scan,
+    distinct_frames,
+    split_by_time,
+    write_chosen,
+)
+from stereo_kd_training.adapt.settings import AdaptError, RunFolder  # noqa: E402
+from stereo_kd_training.adapt.student import Student, find_student  # noqa: E402
 from stereo_kd_training.adapt.teachers import open_teacher  # noqa: E402
 from stereo_kd_training.datasets.procedural import PairPool, generate_pool  # noqa: E402
+from stereo_kd_training.prune import save_network  # noqa: E402
 from stereo_kd_training.teachers import Prediction  # noqa: E402
-from stereo_kd_training.train import keep_statistics  # noqa: E402
+from stereo_kd_training.train import keep_statistics, load_network  # noqa: E402
 
 SECOND = 10**9
 
@@ -79,6 +93,21 @@ def test_parts_follow_each_other_with_a_gap() -> None:
     short, removed = split_by_time(stamps[:20], asked)
     assert [len(part) for part in short.values()] == [13, 2, 5] and removed == 0
     assert split_by_time(stamps[:2], asked)[0]['held_out'] == []
+
+
+def test_truth_that_belongs_to_no_pair_is_refused(tmp_path: Path) -> None:
+    """Numbered files say nothing about the second bag, so of two bags they say nothing at all."""
+    (tmp_path / 'truth').mkdir()
+    write_pfm(tmp_path / 'truth/0.pfm', np.ones((CAMERA.height, CAMERA.width), np.float32))
+    drive = write_drive(tmp_path / 'drive', 2)
+    for bags, match in (([drive], None), ([drive, drive], 'not one of the 4 chosen pairs')):
+        asked = settings(
+            tmp_path, tmp_path, bags=list(map(str, bags)), truth=str(tmp_path / 'truth')
+        )
+        run = RunFolder(asked, tmp_path / f'run{len(bags)}')
+        with pytest.raises(AdaptError, match=match) if match else contextlib.nullcontext():
+            counts = write_chosen(run, [{10**9, 11 * 10**8}] * len(bags))
+            assert counts == (2, 1)
 
 
 # Labelling
@@ -183,6 +212,26 @@ def test_a_row_error_is_given_as_it_was_measured(tmp_path: Path) -> None:
     assert abs(picture_rows(pool[0].right, moved.right) - 3) < 0.3
 
 
+@pytest.mark.parametrize(
+    ('made', 'kind'),
+    [
+        ([], 'layered'),
+        ([{'name': 'bag'}, {'scenes': {'layered': 1.0}}], 'layered'),
+        ([{'scenes': {'rooms': 1.0}}], 'rooms'),
+        ([{'scenes': {'layered': 1.0}}, {'scenes': {'rooms': 1.0}}], 'mixed'),
+        ([{'scenes': {'layered': 0.5, 'rooms': 0.5}}], 'mixed'),
+    ],
+)
+def test_a_student_is_reminded_of_the_scenes_it_was_made_with(made: list, kind: str) -> None:
+    assert kinds_of_scenes(Student(Path('a.onnx'), 'a', '', made, '')) == kind
+
+
+def test_the_shipped_students_say_what_they_were_made_with() -> None:
+    for name in ('nano', 'small', 'medium'):
+        student = find_student(name)
+        assert any(source.get('scenes') for source in student.training_data), name
+
+
 def picture_rows(first: np.ndarray, second: np.ndarray) -> float:
     """By how many rows the second picture lies higher than the first, by trying all."""
     errors = [
@@ -224,6 +273,70 @@ def test_statistics_that_are_kept_do_not_move_in_training() -> None:
     network(torch.rand(2, 3, 8, 8)).sum().backward()
     assert torch.equal(network[1].running_mean, before)
     assert network[0].training and network[1].weight.grad is not None
+
+
+# How far to go
+
+
+def blended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetting: float) -> dict:
+    """From a student whose first weights are 0 to one where they are 1, which costs so much."""
+    network = load_network(write_student(tmp_path / 'tiny.pt'))
+    first = next(iter(network.parameters()))
+    run = RunFolder(settings(Path('a'), tmp_path, tolerance=0.05), tmp_path / 'run')
+    for name, value in (('start', 0.0), ('trained', 1.0)):
+        first.data.fill_(value)
+        save_network(network, run.stage('distil') / f'{name}.pt')
+    measured: list[float] = []
+
+    def errors(network, run) -> list[dict]:
+        share = float(next(iter(network.parameters())).data.mean())
+        measured.append(round(share, 3))
+        epe_px = 1 + forgetting * share**2
+        return [dataclasses.asdict(DisparityMetrics(1000, epe_px, *[5.0] * 4))] * 3
+
+    monkeypatch.setattr(blending, '_errors', errors)
+    folder = run.stage('distil')
+    facts = blend(run, folder / 'start.pt', folder / 'trained.pt')
+    again = blend(run, folder / 'start.pt', folder / 'trained.pt')
+    assert again == facts and len(measured) == len(set(measured)), 'measured twice'
+    reached = load_network(run.folder / facts['checkpoint'])
+    assert float(next(iter(reached.parameters())).data.mean()) == pytest.approx(facts['share'])
+    return facts
+
+
+@pytest.mark.parametrize(
+    ('forgetting', 'share', 'passed'),
+    [
+        (0.04, 1.0, True),
+        (0.10, 0.7, True),  # of the 4 % that are allowed, and 0.01 px
+        (9.00, 0.5, False),  # the gate's to refuse
+    ],
+)
+def test_the_student_goes_as_far_as_procedural_scenes_allow(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forgetting: float,
+    share: float,
+    passed: bool,
+) -> None:
+    facts = blended(tmp_path, monkeypatch, forgetting)
+    assert facts['share'] == share
+    assert facts['checkpoint'].endswith('trained.pt') is (share == 1.0)
+    assert facts['watched'][0]['passed'] is passed
+
+
+def test_weights_in_between_leave_both_ends_as_they_were(tmp_path: Path) -> None:
+    ends = [load_network(write_student(tmp_path / 'tiny.pt')) for _ in range(2)]
+    for value in ends[1].state_dict().values():
+        if value.is_floating_point():
+            value.add_(1.0)
+    before = [{key: value.clone() for key, value in end.state_dict().items()} for end in ends]
+    weights = between(*ends, 0.25).state_dict()
+    for key, first in before[0].items():
+        if first.is_floating_point():
+            torch.testing.assert_close(weights[key], first + 0.25)
+        for end, kept in zip(ends, before):
+            assert torch.equal(end.state_dict()[key], kept[key])
 
 
 # The gate
@@ -289,6 +402,20 @@ def test_a_model_of_our_contract_teaches(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer.disparity, expected.disparity)
     assert named.name == 'blocks' and named.licence.startswith('unknown')
     assert open_teacher(str(path), 'MIT').licence == 'MIT'
+    ours = open_teacher(f'ours={path}', threads=1)
+    assert ours.name == 'ours'
+    # The same file has the same answers, so they are cached under one key.
+    assert ours.teacher.fingerprint == named.teacher.fingerprint
+    np.testing.assert_array_equal(ours.teacher.predict(left, right).disparity, answer.disparity)
+
+
+def test_a_shipped_model_teaches_under_its_own_licence() -> None:
+    shipped = resolve_model('medium')
+    for text in ('medium', f'ours={shipped}'):
+        named = open_teacher(text, threads=1)
+        assert named.licence == read_manifest(shipped).licence == 'Apache-2.0'
+        answer = named.teacher.predict(*shifted_pair(6, 64, 128, 0))
+        assert answer.disparity.shape == answer.confidence.shape == (64, 128)
 
 
 def test_the_drive_of_these_tests_is_what_it_says(tmp_path: Path) -> None:

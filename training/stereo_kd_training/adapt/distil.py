@@ -9,6 +9,7 @@ network goes on being trained, its confidence too.
     plan.json      how many steps: asked for, or what fits into the minutes; decided once
     start.pt       the student as it was
     a training run, see `train`
+    between/       how far to go from the one to the other, see `blend`
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_training import prune as pruning
+from stereo_kd_training.adapt.blend import blend
 from stereo_kd_training.adapt.label import read_label
 from stereo_kd_training.adapt.look import PictureStatistics, crop_size
 from stereo_kd_training.adapt.render import CAMERA_SHARE, CameraPairs
@@ -127,7 +129,10 @@ def distil(run: RunFolder) -> dict[str, Any]:
         run.wait_for(path)
     steps = json.loads(plan.read_text())['steps']
     run.say('distil', f'{steps} steps of {run.settings.batch_size} crops')
-    return train_stage(run, 'distil', folder, load_network(start), steps)
+    facts = train_stage(run, 'distil', folder, load_network(start), steps)
+    if run.is_main:
+        facts |= blend(run, start, run.folder / facts['checkpoint'])
+    return facts
 
 
 def _planned(run: RunFolder) -> int:

@@ -25,15 +25,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stereo_kd_ros.evaluation import ModelMatcher
-from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
+from stereo_kd_ros.metrics import disparity_metrics
 from stereo_kd_ros.scores import left_right_percent
+from stereo_kd_training.adapt.checks import (
+    EQUAL_PX,
+    Check,
+    figures_of,
+    pooled,
+    procedural_checks,
+)
 from stereo_kd_training.adapt.distil import BagPairs
 from stereo_kd_training.adapt.label import read_label
 from stereo_kd_training.adapt.settings import RunFolder, write_json
@@ -54,48 +60,8 @@ SHIFT_OFF_PX = 1.0
 WORSE_BY = 2.0
 # Two measurements of the same file differ by so much.
 LATENCY_NOISE = 1.05
-# Below this, a difference of two errors is no difference.
-EQUAL_PX = 0.01
 # Pairs on which swap and shift are tried.
 TRIED_PAIRS = 8
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question of the gate.
-
-    Attributes:
-        name: of the check, as in the module.
-        measured, limit: in `unit`; it passes when measured is not above the limit.
-        before: of the shipped student, where that says something.
-    """
-
-    name: str
-    measured: float
-    limit: float
-    unit: str
-    before: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is within its limit; what is not finite never is."""
-        return math.isfinite(self.measured) and self.measured <= self.limit
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the report."""
-        values = {
-            # JSON has no NaN.
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
-        return {**values, 'passed': self.passed}
-
-    def __str__(self) -> str:
-        before = '' if self.before is None else f', before {self.before:.3g}'
-        return (
-            f'{self.name}: {self.measured:.3g} {self.unit}, limit {self.limit:.3g}{before}: '
-            f'{"passed" if self.passed else "NOT passed"}'
-        )
 
 
 def gate(run: RunFolder) -> dict[str, Any]:
@@ -112,7 +78,7 @@ def gate(run: RunFolder) -> dict[str, Any]:
     procedural = _measured(run, 'procedural', shipped, adapted)
     before, after = (_summary(held_out, matcher.name) for matcher in (shipped, adapted))
     general = {
-        matcher.name: _pooled(procedural, matcher.name, 'truth') for matcher in (shipped, adapted)
+        matcher.name: pooled(procedural, matcher.name, 'truth') for matcher in (shipped, adapted)
     }
     latency = _latency(run, network)
     checks = [
@@ -145,33 +111,14 @@ def gate(run: RunFolder) -> dict[str, Any]:
         'fell_short': [check.name for check in checks if not check.passed],
         'checks': [check.to_dict() for check in checks],
         'held_out': {
-            name: {part: _figures(summary[part]) for part in ('teacher', 'truth')}
+            name: {part: figures_of(summary[part]) for part in ('teacher', 'truth')}
             for name, summary in (('before', before), ('after', after))
         },
-        'procedural': {name: _figures(value) for name, value in general.items()},
+        'procedural': {name: figures_of(value) for name, value in general.items()},
         'latency_ms': latency,
         'parameters': network.parameter_count(),
         'model': str(candidate.relative_to(run.folder)),
     }
-
-
-def procedural_checks(records: list[dict[str, Any]], tolerance: float) -> list[Check]:
-    """What may not get worse by more than `tolerance`, a share.
-
-    Args:
-        records: of each scene, the figures of `before` and of `after` against the truth.
-    """
-    values = {}
-    for name in ('before', 'after'):
-        errors = [record[name]['truth']['epe_px'] for record in records]
-        typical = float(np.exp(np.mean(np.log(np.maximum(errors, EQUAL_PX)))))
-        values[name] = typical, _pooled(records, name, 'truth').bad3
-    return [
-        Check(check, after, (1 + tolerance) * before + EQUAL_PX, unit, before)
-        for check, unit, before, after in zip(
-            ('procedural', 'procedural_bad3'), ('px', '%'), values['before'], values['after']
-        )
-    ]
 
 
 def _exported(run: RunFolder, network: StereoNetwork, path: Path) -> float:
@@ -200,7 +147,7 @@ def _measured(
         for matcher in (shipped, adapted):
             answer = matcher.match(left, right)
             figures: dict[str, Any] = {
-                name: _figures(disparity_metrics(answer.dense, disparity, 256.0))
+                name: figures_of(disparity_metrics(answer.dense, disparity, 256.0))
                 for name, disparity in known.items()
             }
             if kind == 'held_out':
@@ -287,24 +234,13 @@ def _flipped(image: np.ndarray) -> np.ndarray:
 def _summary(records: list[dict[str, Any]], model: str) -> dict[str, Any]:
     """All figures of one model on the held-out pairs."""
     return {
-        'teacher': _pooled(records, model, 'teacher'),
-        'truth': _pooled(records, model, 'truth'),
+        'teacher': pooled(records, model, 'teacher'),
+        'truth': pooled(records, model, 'truth'),
         **{
             name: _mean(record[model][name] for record in records)
             for name in ('mirror', 'swap', 'shift_px', 'off')
         },
     }
-
-
-def _pooled(records: list[dict[str, Any]], model: str, known: str) -> DisparityMetrics:
-    return DisparityMetrics.pooled(
-        [DisparityMetrics(**r[model][known]) for r in records if r[model].get(known)]
-    )
-
-
-def _figures(metrics: DisparityMetrics) -> dict[str, float] | None:
-    """For JSON; None where nothing was known."""
-    return asdict(metrics) if metrics.pixels else None
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -5,6 +5,9 @@
     camera/       as near as this camera sees: disparities up to what f * B and the scene give
     general/      the whole range of the student
     validation/   the same, never learnt from: what must not get worse
+    watched/      neither, and not the gate's: how far the student may go, see `blend`
+
+All are of the kinds of scenes that the student was made with, as its manifest says.
 
 `CameraPairs` then lets half of the pairs look as this camera's do: grey where it is, with its
 noise, its difference of exposure and its error of rectification.
@@ -23,9 +26,10 @@ import numpy as np
 from stereo_kd_ros.procedural import StereoSample
 from stereo_kd_training.adapt.look import PictureStatistics
 from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder
+from stereo_kd_training.adapt.student import Student, find_student
 from stereo_kd_training.datasets.procedural import PairPool, PoolManifest, generate_pool
 
-POOLS = ('camera', 'general', 'validation')
+POOLS = ('camera', 'general', 'validation', 'watched')
 # Of the procedural pairs; with more a student unlearns what is nearer than this camera sees.
 CAMERA_SHARE = 0.25
 # Pairs that are lost when a rendering is killed.
@@ -43,6 +47,7 @@ def render(run: RunFolder) -> dict[str, Any]:
     total, done = sum(sizes.values()), 0
     folder = run.stage('render')
     whole = facts['student']['max_disparity_px']
+    scenes = kinds_of_scenes(find_student(settings.student))
     for number, name in enumerate(POOLS):
         reach = facts['disparity']['max_px'] if name == 'camera' else whole
         pairs = 0
@@ -57,6 +62,7 @@ def render(run: RunFolder) -> dict[str, Any]:
                 max_disparity_px=reach,
                 progress=False,
                 pairs_per_shard=PAIRS_PER_SHARD,
+                scenes=scenes,
             )
             run.progress('render', done + pairs, total, name)
         done += sizes[name]
@@ -70,7 +76,17 @@ def _sizes(settings: AdaptSettings) -> dict[str, int]:
         'camera': camera,
         'general': settings.procedural_pairs - camera,
         'validation': settings.procedural_validation,
+        'watched': settings.procedural_watched,
     }
+
+
+def kinds_of_scenes(student: Student) -> str:
+    """What the student's scenes were, as `generate_pool` calls them; layered where it is not said.
+
+    What it is not reminded of it forgets, and what is not measured is forgotten unseen.
+    """
+    made = {kind for source in student.training_data for kind in source.get('scenes') or ()}
+    return 'mixed' if {'layered', 'rooms'} <= made else 'rooms' if 'rooms' in made else 'layered'
 
 
 def manifests(folder: Path) -> list[PoolManifest]:

@@ -113,7 +113,9 @@ def plan(settings: AdaptSettings, progress: Progress | None = None) -> list[str]
     steps = planned_steps(settings, facts, learnt)
     slower = settings.latency_ms is not None and facts['student_ms'] > settings.latency_ms
     tuned = round(steps * TUNING_SHARE) if slower else 0
-    rendered = settings.procedural_pairs + settings.procedural_validation
+    rendered = (
+        settings.procedural_pairs + settings.procedural_validation + settings.procedural_watched
+    )
     scene = settings.procedural_height * settings.procedural_width
     asked = sum(teacher['seconds'] for teacher in facts['teachers'])
     seconds = {

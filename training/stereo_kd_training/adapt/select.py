@@ -89,9 +89,7 @@ def select(run: RunFolder) -> dict[str, Any]:
             {int(scan.stamps_ns[chosen[index]]) for ids in split.values() for index in ids}
         )
     _require_enough(parts, dropped, total)
-    written = 0
-    for number, path in enumerate(settings.bags):
-        written += _write_pairs(run, folder, number, Path(path), kept[number], written)
+    write_chosen(run, kept)
     differences = _differences(run, folder, parts['train'])
     if len(parts['train']) > settings.max_pairs:
         ranked = sorted(parts['train'], key=lambda name: -differences[name])
@@ -161,6 +159,27 @@ def split_by_time(
     return {**parts, 'train': train, 'held_out': judged}, removed
 
 
+def write_chosen(run: RunFolder, kept: list[set[int]]) -> tuple[int, int]:
+    """Write the pairs whose stamps are kept of each bag, and what truth there is for them.
+
+    Returns:
+        how many were written, and how many of them have truth.
+
+    Raises:
+        AdaptError: truth was named, and none of it belongs to them.
+    """
+    settings, written, with_truth = run.settings, 0, 0
+    for number, path in enumerate(settings.bags):
+        count, known = _write_pairs(run, number, Path(path), kept[number], written)
+        written, with_truth = written + count, with_truth + known
+    if settings.truth is not None and not with_truth:
+        raise AdaptError(
+            f'not one of the {written} chosen pairs has truth in {settings.truth}: its stamps '
+            'must be those of the left pictures (of a single bag, files may be numbered instead)'
+        )
+    return written, with_truth
+
+
 def _require_enough(parts: dict[str, list[str]], dropped: dict[str, int], total: int) -> None:
     causes = ', '.join(f'{count} {cause}' for cause, count in dropped.items() if count)
     for part, least in (('train', FEWEST_TRAIN), ('validation', 1), ('held_out', 1)):
@@ -220,27 +239,34 @@ def _name(number: int, stamp_ns: int) -> str:
 
 
 def _write_pairs(
-    run: RunFolder, folder: Path, number: int, path: Path, wanted: set[int], before: int
-) -> int:
-    """Write the wanted frames of a bag, and what truth there is for them."""
-    pairs, count = folder / 'pairs', 0
+    run: RunFolder, number: int, path: Path, wanted: set[int], before: int
+) -> tuple[int, int]:
+    """Write the wanted frames of a bag, and what truth there is for them; returns how many."""
+    pairs, count, with_truth = run.stage('select') / 'pairs', 0, 0
+    # Of several bags a number would say two frames.
+    numbered = len(run.settings.bags) == 1
     for part in ('left', 'right', 'truth'):
         (pairs / part).mkdir(parents=True, exist_ok=True)
-    with run.settings.open_bag(path) as bag, open_truth(bag, run.settings.truth) as truth:
+    settings = run.settings
+    with (
+        settings.open_bag(path) as bag,
+        open_truth(bag, settings.truth, settings.extrinsics) as truth,
+    ):
         for index, frame in enumerate(bag.pairs()):
             if frame.stamp_ns not in wanted:
                 continue
             name = _name(number, frame.stamp_ns)
             for side, image in (('left', frame.left), ('right', frame.right)):
                 write_once(pairs / side / f'{name}.png', image)
-            known = truth.disparity(frame.stamp_ns, index) if truth else None
+            known = truth.disparity(frame.stamp_ns, index if numbered else -1) if truth else None
             if known is not None:
+                with_truth += 1
                 write_kitti_png(pairs / 'truth' / f'{name}.png', known)
             count += 1
             run.progress('select', before + count, before + len(wanted), f'writing {path.name}')
             if count == len(wanted):
                 break
-    return count
+    return count, with_truth
 
 
 def _differences(run: RunFolder, folder: Path, names: list[str]) -> dict[str, float]:

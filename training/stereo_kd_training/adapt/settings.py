@@ -42,6 +42,7 @@ class AdaptSettings(BaseModel):
         latency_threads: of ONNX Runtime, when time is measured and for the teacher; 0 is its
             own choice, as the node's.
         truth: folder or topic with ground truth, used where it is known.
+        extrinsics: file that says where the LiDAR of the truth is, see `truth.read_extrinsics`.
         namespace, tolerance_s: which camera of the bags, and how far apart stamps may lie.
         accept: checks of `stereo-kd doctor` whose errors are known and lived with.
         max_pairs: to train on; twice as many are looked at.
@@ -68,6 +69,7 @@ class AdaptSettings(BaseModel):
     student_ms: float | None = Field(None, gt=0)
     latency_threads: int = Field(0, ge=0)
     truth: str | None = None
+    extrinsics: str | None = None
     namespace: str | None = None
     tolerance_s: float = Field(0.0, ge=0)
     accept: list[str] = Field(default_factory=list)
@@ -83,6 +85,7 @@ class AdaptSettings(BaseModel):
     bag_share: float = Field(0.25, gt=0, le=1)
     procedural_pairs: int = Field(600, ge=4)
     procedural_validation: int = Field(96, ge=1)
+    procedural_watched: int = Field(48, ge=1)
     procedural_height: int = Field(256, ge=64)
     procedural_width: int = Field(512, ge=64)
     prune_steps: int = Field(2, ge=1)

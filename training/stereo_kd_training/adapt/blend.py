@@ -1,0 +1,109 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""How far to go from the shipped student to the one that has learnt this camera.
+
+Weights in between the two are a network too, as long as training stayed near and its batch norms
+were kept. On the way back, what was forgotten elsewhere is regained sooner than what was gained
+here is lost (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). So the student
+goes as far as procedural scenes allow, and no farther: scenes that neither training nor the gate
+see.
+
+    between/measured.json   figures of each share of the way, kept as they come
+    between/checkpoint.pt   the student there; none where it is the trained one
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stereo_kd_ros.metrics import disparity_metrics, fill_holes_row_background
+from stereo_kd_training import prune as pruning
+from stereo_kd_training.adapt.checks import figures_of, procedural_checks
+from stereo_kd_training.adapt.settings import RunFolder, write_json
+from stereo_kd_training.datasets.procedural import PairPool
+from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.train import load_network, predict
+
+# From the trained student back; half way is near enough to the shipped one.
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Of the gate's tolerance: these scenes are others than the gate's.
+ROOM = 0.8
+
+
+def blend(run: RunFolder, start: Path, trained: Path) -> dict[str, Any]:
+    """Go as far from `start` to `trained` as procedural scenes allow.
+
+    Args:
+        run: whose pool `watched` tells.
+        start, trained: checkpoints of one network.
+
+    Returns:
+        `checkpoint` of the student, relative to the run; `share` of the way; and `watched`, the
+        procedural checks there.
+    """
+    folder = run.stage('distil') / 'between'
+    path = folder / 'measured.json'
+    measured: dict[str, list[Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    networks = load_network(start), load_network(trained)
+    tolerance = ROOM * run.settings.tolerance
+
+    def figures(share: float) -> list[Any]:
+        if str(share) not in measured:
+            run.progress('distil', 1, 1, f'{share:.0%} of the way: procedural scenes')
+            measured[str(share)] = _errors(between(*networks, share), run)
+            write_json(path, measured)
+        return measured[str(share)]
+
+    before = figures(0.0)
+    for share in SHARES:
+        after = figures(share)
+        records = [
+            {'before': {'truth': old}, 'after': {'truth': new}}
+            for old, new in zip(before, after, strict=True)
+        ]
+        checks = procedural_checks(records, tolerance)
+        if all(check.passed for check in checks):
+            break
+    chosen = trained
+    if share < 1:
+        chosen = folder / 'checkpoint.pt'
+        pruning.save_network(between(*networks, share), chosen)
+    run.say(
+        'distil',
+        f'{share:.0%} of the way from the shipped student: ' + '; '.join(map(str, checks)),
+    )
+    return {
+        'checkpoint': str(chosen.relative_to(run.folder)),
+        'share': share,
+        'watched': [check.to_dict() for check in checks],
+    }
+
+
+def between(start: StereoNetwork, trained: StereoNetwork, share: float) -> StereoNetwork:
+    """A new network in eval mode whose weights are so far from one's to the other's."""
+    network = copy.deepcopy(trained)
+    weights = network.state_dict()
+    for key, first in start.state_dict().items():
+        if first.is_floating_point():
+            weights[key].lerp_(first, 1 - share)
+    return network.eval()
+
+
+def _errors(network: StereoNetwork, run: RunFolder) -> list[dict[str, float] | None]:
+    """Figures on each scene that is watched."""
+    network = network.to('cuda' if torch.cuda.is_available() else 'cpu')
+    return [
+        figures_of(
+            disparity_metrics(
+                fill_holes_row_background(predict(network, pair.left, pair.right)),
+                pair.disparity,
+                256.0,
+            )
+        )
+        for pair in PairPool(run.stage('render') / 'watched')
+    ]
