@@ -32,7 +32,7 @@ def test_every_set_says_what_an_empty_root_lacks(tmp_path: Path, name: str) -> N
     'name, options, words',
     [
         ('kiti2015', {}, "'kiti2015', did you mean 'kitti2015'"),
-        ('xyz', {}, r"'xyz'; known: driving"),
+        ('xyz', {}, r"'xyz'; known: bag, driving"),
         ('kitti2015', {'ocluded': True}, "no option 'ocluded', did you mean 'occluded'"),
         ('middlebury', {}, r"year.*its options: \['year'\]"),
     ],

@@ -12,6 +12,8 @@ import pytest
 
 from stereo_kd_ros.bag import BagError, StereoBagWriter
 from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_training.datasets.base import DatasetError
+from stereo_kd_training.datasets.named import open_dataset
 from stereo_kd_training.datasets.robot_bag import unpack_bag
 
 STAMPS_NS = [10**18 + index * 100_000_000 for index in range(5)]
@@ -61,3 +63,22 @@ def test_unpacking_goes_on_where_it_ended(tmp_path: Path, bag: Path, images) -> 
 def test_no_bag(tmp_path: Path) -> None:
     with pytest.raises(BagError, match='absent'):
         unpack_bag(tmp_path / 'absent', tmp_path / 'out')
+
+
+def test_a_bag_is_a_set_that_is_unpacked_once(tmp_path: Path, bag: Path, images) -> None:
+    dataset = open_dataset('bag', bag, min_interval_s=0.2)
+    assert [item.name for item in dataset.pairs] == [str(STAMPS_NS[i]) for i in (0, 2, 4)]
+    np.testing.assert_array_equal(dataset[1].left, images[2][0])
+    assert (tmp_path / 'drive_pairs/left').is_dir()
+    # From then on the bag itself is not read any more.
+    bag.rename(tmp_path / 'elsewhere')
+    assert len(open_dataset('bag', bag, min_interval_s=0.2)) == 3
+    with pytest.raises(DatasetError, match='unpacked otherwise'):
+        open_dataset('bag', bag, min_interval_s=0.1)
+
+
+def test_what_is_no_bag_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / 'notes.txt').write_text('no bag')
+    with pytest.raises(DatasetError, match=r'(?s)a bag of stereo.*metadata.yaml.*notes.txt'):
+        open_dataset('bag', tmp_path, out=tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

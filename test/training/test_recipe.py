@@ -22,6 +22,7 @@ from two_processes import run_in_two_processes  # noqa: E402
 
 import stereo_kd_training  # noqa: E402
 from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
+from stereo_kd_training.datasets.base import DatasetError  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
 from stereo_kd_training.recipe import RecipeError, check_recipe, read_recipe  # noqa: E402
@@ -320,8 +321,10 @@ def scene_flow(tmp_path) -> Path:
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_says_what_it_would_do(path, scene_flow, monkeypatch):
     """The plan of the paper's own length, on a small copy of the data where there is one."""
-    for variable in ('KITTI', 'POOL', 'PSMNET', 'GWCNET', 'ACVNET', 'RUN', 'ROOMS', 'SMALL'):
+    for variable in ('KITTI', 'POOL', 'RUN', 'ROOMS', 'SMALL'):
         monkeypatch.setenv(variable, '/nowhere')
+    for variable in ('PSMNET', 'GWCNET', 'ACVNET'):
+        monkeypatch.setenv(variable, str(scene_flow))
     monkeypatch.setenv('SCENE_FLOW', str(scene_flow))
     recipe = read_recipe(path)
     text = '\n'.join(plan(recipe, measure_time=False))
@@ -383,7 +386,21 @@ def test_a_dry_run_tells_stages_data_and_time(pairs):
     assert 'prune: 4 steps' in text and 'on this machine' in text
     absent = content(pairs)
     absent['data']['train'][0]['root'] = '/nowhere'
-    assert 'NOT THERE' in '\n'.join(plan(check_recipe(absent), measure_time=False))
+    absent['distill']['training']['initial_weights'] = '/no/weights.pt'
+    absent['teach'] = None
+    absent['teacher'] = {'network': 'psmnet', 'checkpoint': '/no/psmnet.tar'}
+    text = '\n'.join(plan(check_recipe(absent), measure_time=False))
+    assert 'train: folder in /nowhere: NOT THERE' in text
+    assert 'teacher: psmnet, in memory: NOT THERE: /no/psmnet.tar' in text
+    assert 'starts from: /no/weights.pt: NOT THERE' in text
+
+
+def test_a_wrong_root_does_not_claim_the_folder(pairs, tmp_path):
+    wrong = content(pairs)
+    wrong['data']['train'][0]['root'] = str(tmp_path / 'misspelt')
+    with pytest.raises(DatasetError, match='Looked for'):
+        RecipeRun(check_recipe(wrong), tmp_path / 'run')
+    RecipeRun(check_recipe(content(pairs)), tmp_path / 'run')
 
 
 @pytest.mark.slow

@@ -211,9 +211,10 @@ class RecipeRun:
         self.folder = Path(folder)
         self.progress = progress or (lambda stage, step, steps, text: None)
         self.state = PartialState(cpu=not torch.cuda.is_available())
-        self._claim_folder()
         self.train_pairs = Pairs(recipe.data.train)
         self.validation_pairs = Pairs(recipe.data.validation) if recipe.data.validation else None
+        # After the data is there: a wrong root must not become what the folder stands for.
+        self._claim_folder()
         self._answers: TeacherCache | None = None
         self._teacher_network: StereoNetwork | None = None
 
@@ -635,9 +636,13 @@ def plan(recipe: Recipe, measure_time: bool = True) -> list[str]:
                 lines.append(f'  {part}: {label}: NOT THERE: {str(error).splitlines()[0]}')
     if recipe.teacher:
         kept = 'cached' if recipe.teacher.cache else 'in memory'
-        named = recipe.teacher.network or recipe.teacher.onnx or recipe.teacher.folder
-        lines.append(f'  teacher: {named}, {kept}')
+        teacher = recipe.teacher
+        named = teacher.network or teacher.onnx or teacher.folder
+        files = (teacher.checkpoint, teacher.onnx, teacher.adapter, teacher.folder)
+        lines.append(f'  teacher: {named}, {kept}{_absent(*files)}')
     student = recipe.distill.training
+    if student.initial_weights:
+        lines.append(f'  starts from: {student.initial_weights}{_absent(student.initial_weights)}')
     network = create(student.network, **student.options)
     cost = complexity(network)
     lines.append(
@@ -651,6 +656,12 @@ def plan(recipe: Recipe, measure_time: bool = True) -> list[str]:
             line += f', about {_duration(steps * seconds)} on this machine (without the teacher)'
         lines.append(line)
     return lines
+
+
+def _absent(*paths: str | None) -> str:
+    """What to add to a line about files of which one is not there."""
+    missing = [path for path in paths if path is not None and not Path(path).exists()]
+    return f': NOT THERE: {missing[0]}' if missing else ''
 
 
 def _step_seconds(network: StereoNetwork, config: TrainingConfig) -> float:

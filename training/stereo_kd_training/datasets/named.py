@@ -18,9 +18,11 @@ from stereo_kd_training.datasets.eth3d import eth3d
 from stereo_kd_training.datasets.folder import stereo_folder
 from stereo_kd_training.datasets.kitti import kitti2012, kitti2015
 from stereo_kd_training.datasets.middlebury import middlebury, middlebury_eval3
+from stereo_kd_training.datasets.robot_bag import robot_bag
 from stereo_kd_training.datasets.scene_flow import driving, flying_things, monkaa, scene_flow
 
 OPENERS: dict[str, Callable[..., StereoDataset]] = {
+    'bag': robot_bag,
     'driving': driving,
     'eth3d': eth3d,
     'flyingthings3d': flying_things,

@@ -5,21 +5,62 @@
 A bag can only be read in order, while training asks for any pair at any time, so the pairs are
 written as OUT/left/STAMP.png and OUT/right/STAMP.png, with the calibration beside them. They
 come without truth: a teacher writes OUT/disparity/STAMP.pfm, and from then on the folder is a
-data set like any other (`stereo_kd_training.datasets.folder`).
+data set like any other (`stereo_kd_training.datasets.folder`). In a recipe, whose teacher is to
+answer them:
+
+    - {name: bag, root: drive, options: {out: drive_pairs, min_interval_s: 0.5}}
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from stereo_kd_ros.bag import StereoBag, StereoTopics
-from stereo_kd_training.datasets.base import DatasetError, StereoDataset
+from stereo_kd_ros.bag import BagError, StereoBag, StereoTopics
+from stereo_kd_training.datasets.base import DatasetError, StereoDataset, not_found
 from stereo_kd_training.datasets.folder import stereo_folder
+
+
+def robot_bag(
+    root: str | Path,
+    out: str | Path | None = None,
+    min_interval_s: float = 0.0,
+    max_pairs: int | None = None,
+) -> StereoDataset:
+    """The pairs of one bag, which are unpacked when it is opened for the first time.
+
+    Args:
+        root: the bag.
+        out: folder to unpack it into; beside the bag, as NAME_pairs, without.
+        min_interval_s, max_pairs: as of `unpack_bag`.
+
+    Raises:
+        DatasetError: no readable bag, no stereo topics or pairs in it, or `out` holds other pairs.
+    """
+    root = Path(root)
+    out = root.with_name(f'{root.name}_pairs') if out is None else Path(out)
+    asked = {'bag': root.name, 'min_interval_s': min_interval_s, 'max_pairs': max_pairs}
+    finished = out / 'unpacked.json'
+    if finished.is_file():
+        before = json.loads(finished.read_text(encoding='utf-8'))
+        if before != asked:
+            raise DatasetError(
+                f'{out} holds pairs that were unpacked otherwise, {before}; asked for {asked}. '
+                'Give another folder as out, or delete this one'
+            )
+        return stereo_folder(out)
+    try:
+        pairs = unpack_bag(root, out, None, min_interval_s, max_pairs)
+    except BagError as error:
+        looked_for = ['metadata.yaml and *.mcap or *.db3 (ROS 2)', '*.bag (ROS 1)']
+        raise not_found(root, f'a bag of stereo pictures ({error})', looked_for) from error
+    finished.write_text(json.dumps(asked) + '\n', encoding='utf-8')
+    return pairs
 
 
 def unpack_bag(
@@ -72,6 +113,7 @@ def write_once(path: Path, image: np.ndarray) -> None:
     if path.exists():
         return
     _, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    partial = path.with_suffix('.partial')
+    # Processes that train together unpack the same bag at the same time.
+    partial = path.with_suffix(f'.{os.getpid()}.partial')
     partial.write_bytes(content.tobytes())
     partial.replace(path)
