@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 
+import cv2
 import numpy as np
 import pytest
 
@@ -208,6 +209,39 @@ def test_float16_needs_a_gpu(tmp_path):
         pytest.skip('there is one here')
     with pytest.raises(TrainingError, match='fp16 needs a CUDA device'):
         Trainer(config(precision='fp16'), tmp_path, ShiftedTextures())
+
+
+def test_pairs_without_truth_are_drawn_and_not_counted(tmp_path):
+    class PartlyKnown(ShiftedTextures):
+        def __init__(self, known: int) -> None:
+            super().__init__(count=3)
+            self.known = known
+
+        def __getitem__(self, index: int) -> StereoSample:
+            sample = super().__getitem__(index)
+            if index >= self.known:
+                sample.disparity[:] = np.nan
+            return sample
+
+    run = config(steps=1, validation_pairs=3)
+    found = {}
+    for known in (0, 2):
+        trainer = Trainer(run, tmp_path / str(known), ShiftedTextures(), PartlyKnown(known))
+        found[known] = trainer.validate()
+        picture = cv2.imread(str(tmp_path / str(known) / 'previews/0000000.png'))
+        assert picture.std() > 10
+    assert found[0] == {}
+    whole = Trainer(config(steps=1, validation_pairs=2), tmp_path / 'whole', ShiftedTextures())
+    whole.validation_pairs = ShiftedTextures(2)
+    assert found[2] == whole.validate() and np.isfinite(found[2]['validation/epe_px'])
+
+
+def test_previews_hold_pairs_of_different_sizes(tmp_path):
+    pairs = [ShiftedTextures(1)[0], ShiftedTextures(1, height=70, width=151)[0]]
+    trainer = Trainer(config(validation_pairs=2), tmp_path, ShiftedTextures(), pairs)
+    assert trainer.validate()['validation/epe_px'] > 0
+    picture = cv2.imread(str(tmp_path / 'previews/0000000.png'))
+    assert picture.shape[1] >= 4 * 151 and picture.shape[0] >= 72 + 70
 
 
 def test_gradients_that_overflow_when_scaled_are_tried_again_scaled_less(tmp_path):

@@ -535,6 +535,7 @@ class RecipeRun:
         return {
             key: float(np.mean([getattr(r, key) for r in known]))
             for key in ('epe_px', 'bad1', 'bad2', 'bad3', 'd1')
+            if known
         }
 
     def _teacher_name(self) -> str | None:

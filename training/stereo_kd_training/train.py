@@ -610,7 +610,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, writer: Any = None) -> dict[str, float]:
-        """EPE and bad-3 of the EMA weights on the validation pairs, with preview pictures."""
+        """EPE and bad-3 of the EMA weights on the validation pairs, with preview pictures.
+
+        Pairs without truth, as of a robot's bag, are drawn and not counted.
+        """
         if self.validation_pairs is None or not self.accelerator.is_main_process:
             return {}
         count = min(len(self.validation_pairs), self.config.validation_pairs)
@@ -620,9 +623,11 @@ class Trainer:
             pair = self.validation_pairs[index]
             left, truth = pair.left, pair.disparity
             predicted = predict(self.ema, left, pair.right)
-            results.append(disparity_metrics(predicted, truth, self.ema.max_disparity_px))
+            known = bool(np.isfinite(truth).any())
+            if known:
+                results.append(disparity_metrics(predicted, truth, self.ema.max_disparity_px))
             if index < 4:
-                top = float(np.nanmax(truth))
+                top = float(np.nanmax(truth if known else predicted))
                 rows.append(
                     picture_strip(
                         [
@@ -635,19 +640,25 @@ class Trainer:
                     )
                 )
         metrics = {
-            'validation/epe_px': float(np.mean([m.epe_px for m in results])),
-            'validation/bad1': float(np.mean([m.bad1 for m in results])),
-            'validation/bad3': float(np.mean([m.bad3 for m in results])),
+            f'validation/{key}': float(np.mean([getattr(m, key) for m in results]))
+            for key in ('epe_px', 'bad1', 'bad3')
+            if results
         }
+        # Pairs of one set may differ in size, KITTI's by some columns.
+        widest = max(row.shape[1] for row in rows)
+        rows = [
+            np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
         picture = np.concatenate(rows, 0)
         previews = self.run_dir / 'previews'
         previews.mkdir(exist_ok=True)
         cv2.imwrite(str(previews / f'{self.step:07d}.png'), picture[..., ::-1])
         if writer:
             writer.add_image('validation', picture, self.step, dataformats='HWC')
-        self._log(writer, metrics)
-        if metrics['validation/epe_px'] < self.best_epe_px:
-            self.best_epe_px = metrics['validation/epe_px']
+        if metrics:
+            self._log(writer, metrics)
+            self.best_epe_px = min(self.best_epe_px, metrics['validation/epe_px'])
         return metrics
 
     def _log(self, writer: Any, scalars: dict[str, float]) -> None:
