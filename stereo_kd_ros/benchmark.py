@@ -12,7 +12,8 @@ in the precision that ran, and copies of a block larger than the caches (`peak`)
 a process which opens one subject and nothing else (`subjects.measure_memory`).
 
 The error beside a time is the EPE on procedural pairs of the same size, drawn here with exact
-truth: over all pixels, occluded ones included, with the holes of classic matchers filled. Peers
+truth, or on those of a bag: over all pixels that have truth, with the holes of classic matchers
+filled. Peers
 over a fixed range of 192 px and networks trained on other scenes may be at home elsewhere.
 """
 
@@ -29,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,9 @@ REFERENCE = 'sgbm-3way'
 PLOTS = ('.png', '.svg', '.pdf')
 # Seeds of the pairs that errors are measured on; the pair that is timed has seed 0.
 FIRST_EPE_SEED = 1
+# Of a bag, errors are measured on this many pairs.
+BAG_PAIRS = 20
+Disparity = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,96 @@ class Row:
     precision: str = ''
 
 
+class Pairs(Protocol):
+    """What is timed and measured on."""
+
+    def timed(self, width: int, height: int) -> tuple[Image, Image]:
+        """The pair that is timed at a size, (H, W, 3) RGB each."""
+
+    def labelled(self, width: int, height: int) -> Iterator[tuple[Image, Image, Disparity]]:
+        """Pairs of a size with their true disparity, (H, W) px, NaN where it is unknown."""
+
+
+@dataclass(frozen=True)
+class GeneratedPairs:
+    """Procedural pairs of any size.
+
+    Attributes:
+        count: of those with truth; the one that is timed is another.
+    """
+
+    count: int = 0
+
+    def timed(self, width: int, height: int) -> tuple[Image, Image]:
+        """The pair of seed 0."""
+        pair = render_pair(0, height, width)
+        return pair.left, pair.right
+
+    def labelled(self, width: int, height: int) -> Iterator[tuple[Image, Image, Disparity]]:
+        """Those of the seeds behind it, with a range that fits the width."""
+        for seed in range(FIRST_EPE_SEED, FIRST_EPE_SEED + self.count):
+            pair = render_pair(seed, height, width, min(DISPARITY_RANGE_PX, width / 2))
+            yield pair.left, pair.right, pair.disparity
+
+
+class BagPairs:
+    """The pairs of a bag, at its own size.
+
+    Args:
+        bag: a rosbag of rectified images.
+        truth: as `open_truth` takes it; no errors without.
+        count: of the pairs that errors are measured on, from all over the bag.
+
+    Attributes:
+        size: (width, height) px.
+
+    Raises:
+        BagError, TruthError: as they do, or the bag holds no pair.
+    """
+
+    def __init__(self, bag: Path, truth: str | None, count: int = BAG_PAIRS) -> None:
+        from stereo_kd_ros.bag import BagError, StereoBag
+        from stereo_kd_ros.truth import open_truth
+
+        first: tuple[Image, Image] | None = None
+        self._labelled: list[tuple[Image, Image, Disparity]] = []
+        with StereoBag(bag) as source, open_truth(source, truth) as known:
+            step = max(1, source.pair_count // max(count, 1))
+            for index, frame in enumerate(source.pairs()):
+                first = (frame.left, frame.right) if first is None else first
+                if known is None:
+                    break
+                # Asked for each, since topics are read in time order.
+                disparity = known.disparity(frame.stamp_ns, index)
+                if index % step == 0 and disparity is not None and len(self._labelled) < count:
+                    self._labelled.append((frame.left, frame.right, disparity))
+        if first is None:
+            raise BagError(f'{bag} holds no pair of images that belong together')
+        if truth is not None and not self._labelled:
+            raise BenchmarkError(f'{truth} has no true disparity of a pair of {bag}')
+        self._first = first
+        self.size = (first[0].shape[1], first[0].shape[0])
+
+    def timed(self, width: int, height: int) -> tuple[Image, Image]:
+        """The first pair."""
+        return self._first
+
+    def labelled(self, width: int, height: int) -> Iterator[tuple[Image, Image, Disparity]]:
+        """Those that have truth."""
+        yield from self._labelled
+
+
 def measure_epe(
-    subjects: Sequence[Subject], width: int, height: int, pairs: int
+    subjects: Sequence[Subject], pairs: Pairs, width: int, height: int
 ) -> list[float | None]:
-    """EPE [px] of each subject on `pairs` procedural pairs of a size, over all their pixels."""
+    """EPE [px] of each subject on the pairs of a size that have truth, over all pixels of it."""
     parts: list[list[DisparityMetrics]] = [[] for _ in subjects]
-    for seed in range(FIRST_EPE_SEED, FIRST_EPE_SEED + pairs):
-        sample = render_pair(seed, height, width, min(DISPARITY_RANGE_PX, width / 2))
+    for left, right, truth in pairs.labelled(width, height):
         for subject, of in zip(subjects, parts):
             if subject.disparity is not None:
-                given = subject.disparity(sample.left, sample.right)
-                of.append(disparity_metrics(given, sample.disparity, DISPARITY_RANGE_PX))
+                of.append(
+                    disparity_metrics(subject.disparity(left, right), truth, DISPARITY_RANGE_PX)
+                )
     return [DisparityMetrics.pooled(of).epe_px if of else None for of in parts]
 
 
@@ -162,6 +245,8 @@ def benchmark(
     progress: Callable[[str, int, int], None] | None = None,
     epe_pairs: int = 0,
     memory: bool = True,
+    data: Path | None = None,
+    truth: str | None = None,
 ) -> dict[str, Any]:
     """Time every model on every provider, and the peers, at every size and thread count.
 
@@ -176,6 +261,9 @@ def benchmark(
         progress: called with (what, done, total).
         epe_pairs: procedural pairs of each size to measure errors on; none without.
         memory: measure that of each subject and size, a second or two each.
+        data: a bag whose pairs are timed and measured on instead of generated ones, at their own
+            size instead of `sizes`.
+        truth: of that bag, as `open_truth` takes it; without, its errors are not known.
 
     Returns:
         the report: a header, `rows` (one per subject, size and thread count), `skipped`.
@@ -184,6 +272,7 @@ def benchmark(
         BenchmarkError: a peer, provider or precision does not exist, or nothing could be opened.
         ModelError: a model does not exist.
         OnnxPeerError, ProcessPeerError: a peer does not open.
+        BagError, TruthError: the bag or its truth cannot be read.
     """
     for model in models:
         resolve_model(model)
@@ -194,7 +283,13 @@ def benchmark(
         SubjectSpec('model', model, *provider_of(of)) for model in models for of in providers
     ]
     header = machine(specs)
-    bench = _Bench(runs, epe_pairs, memory)
+    if truth is not None and data is None:
+        raise BenchmarkError(f'the truth {truth} is of no bag; name that as well')
+    pairs: Pairs = GeneratedPairs(epe_pairs)
+    if data is not None:
+        pairs = BagPairs(data, truth, epe_pairs or BAG_PAIRS)
+        sizes = [pairs.size]
+    bench = _Bench(runs, pairs, memory)
     total = len(sizes) * len(threads)
     for number, count in enumerate(threads):
         with _opened(specs, count, bench.skipped) as subjects:
@@ -209,6 +304,7 @@ def benchmark(
         'peak': [asdict(peak) for peak in bench.peaks.values() if peak is not None],
         'reference': bench.reference,
         'epe_pairs': epe_pairs,
+        'data': None if data is None else data.name,
         'rows': [asdict(row) for row in bench.rows],
         'skipped': bench.skipped,
     }
@@ -261,12 +357,12 @@ def _told_apart(
 class _Bench:
     """The rows so far, and what several of them share."""
 
-    def __init__(self, runs: int, epe_pairs: int, memory: bool) -> None:
+    def __init__(self, runs: int, pairs: Pairs, memory: bool) -> None:
         self.rows: list[Row] = []
         self.reference: str | None = None
         self.skipped: list[dict[str, str]] = []
         self.peaks: dict[tuple[int, str, str], Peak | None] = {}
-        self._runs, self._epe_pairs, self._memory = runs, epe_pairs, memory
+        self._runs, self._pairs, self._memory = runs, pairs, memory
         self._errors: dict[tuple[Any, ...], float | None] = {}
 
     def measure(
@@ -277,14 +373,14 @@ class _Bench:
     ) -> None:
         """Add the rows of one size and number of threads."""
         width, height = size
-        pair = render_pair(0, height, width)
+        left, right = self._pairs.timed(width, height)
         subjects = [subject for _, subject in opened]
 
         def failed(subject: Subject, error: Exception) -> None:
             reason = f'at {width}x{height}: {" ".join(str(error).split())}'
             self._skip(subject.name, subject.provider, reason)
 
-        times = time_in_turn(subjects, pair.left, pair.right, self._runs, on_failure=failed)
+        times = time_in_turn(subjects, left, right, self._runs, on_failure=failed)
         # What ran last is what was timed: an engine may choose anew for each size.
         ran = [
             (subject.provider, subject.precision) if subject.ran is None else subject.ran()
@@ -297,7 +393,7 @@ class _Bench:
         measured = [index for index, taken in enumerate(times) if taken]
         # The number of threads changes no answer.
         unknown = [index for index in measured if (size, index) not in self._errors]
-        found = measure_epe([subjects[index] for index in unknown], *size, self._epe_pairs)
+        found = measure_epe([subjects[index] for index in unknown], self._pairs, *size)
         self._errors.update(((size, index), epe) for index, epe in zip(unknown, found))
         for index in measured:
             spec, subject = opened[index]

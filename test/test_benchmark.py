@@ -13,8 +13,10 @@ from tiny_models import write_block_matcher
 from typer.testing import CliRunner
 
 from stereo_kd_ros import benchmark as benchmarking
+from stereo_kd_ros.bag import BagError, StereoBagWriter, StereoTopics
 from stereo_kd_ros.benchmark import (
     FIRST_EPE_SEED,
+    GeneratedPairs,
     benchmark,
     check_plot,
     compare_with,
@@ -26,7 +28,10 @@ from stereo_kd_ros.benchmark import (
     time_in_turn,
     write_report,
 )
+from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.commands.main import app
+from stereo_kd_ros.disparity_io import write_pfm
+from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.model import ModelError
 from stereo_kd_ros.peak import Peak, PeakError
 from stereo_kd_ros.procedural import render_pair
@@ -228,10 +233,43 @@ def test_errors_are_pooled_over_pairs_and_left_out_without_a_disparity():
         Subject('mute', 'test', lambda *_: None),
     ]
     counted = [((truth > 0) & np.isfinite(truth)).sum() for truth in truths]
-    off, mute = measure_epe(subjects, 128, 64, 2)
+    off, mute = measure_epe(subjects, GeneratedPairs(2), 128, 64)
     assert off == pytest.approx((counted[0] * 1 + counted[1] * 3) / sum(counted), rel=1e-5)
     assert mute is None
-    assert measure_epe(subjects, 128, 64, 0) == [None, None]
+    assert measure_epe(subjects, GeneratedPairs(), 128, 64) == [None, None]
+
+
+def test_a_bag_with_truth_gives_size_and_error(model, tmp_path):
+    camera = StereoCamera.from_intrinsics(fx=90.0, baseline_m=0.1, width=128, height=64)
+    bag, truth, report = tmp_path / 'drive', tmp_path / 'truth', tmp_path / 'bench.json'
+    truth.mkdir()
+    pairs = [render_pair(seed, 64, 128, 12) for seed in range(3)]
+    with StereoBagWriter(bag, topics=StereoTopics.in_namespace('/stereo')) as writer:
+        for index, pair in enumerate(pairs):
+            writer.write_pair(10**9 * (index + 1), pair.left, pair.right, camera)
+            if index:
+                write_pfm(truth / f'{10**9 * (index + 1)}.pfm', pair.disparity)
+    words = f'bench --models {model} --peers bm --data {bag} --threads 1 --runs 3 --json {report}'
+    result = CliRunner().invoke(app, [*words.split(), '--truth', str(truth)])
+    assert result.exit_code == 0, result.output
+    told = json.loads(report.read_text())
+    assert told['data'] == 'drive'
+    assert [(row['width'], row['height']) for row in told['rows']] == [(128, 64)] * 2
+    # Over the two pairs that have truth, as the engine itself gives it.
+    engine = StereoEngine(model, 'cpu', threads=1)
+    errors = [
+        np.abs(engine.infer(pair.left, pair.right).disparity - pair.disparity)[pair.disparity > 0]
+        for pair in pairs[1:]
+    ]
+    expected = np.concatenate(errors).mean()
+    assert told['rows'][1]['epe'] == pytest.approx(expected, abs=0.01)
+
+
+def test_truth_without_a_bag_and_a_bag_without_its_truth_are_errors(model, tmp_path):
+    with pytest.raises(BenchmarkError, match='of no bag'):
+        benchmark([str(model)], truth='/truth')
+    with pytest.raises(BagError):
+        benchmark([str(model)], data=tmp_path / 'absent')
 
 
 def test_a_network_of_others_is_a_peer(tmp_path):
@@ -327,7 +365,8 @@ def test_unknown_peers_and_nothing_to_measure_are_errors():
         benchmark([], peers=[], sizes=[(64, 64)], threads=[1], runs=3)
 
 
-def test_the_command_writes_json_and_fails_when_slower(model, tmp_path):
+def test_the_command_writes_json_and_fails_when_slower(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarking, 'measure_memory', lambda *_: 1.5)
     path = tmp_path / 'bench.json'
     common = ['bench', '--models', str(model), '--peers', 'bm', '--sizes', '128x64',
               '--threads', '1', '--runs', '3']  # fmt: skip
@@ -341,7 +380,8 @@ def test_the_command_writes_json_and_fails_when_slower(model, tmp_path):
     assert 'slower' in result.output
 
 
-def test_lists_of_sizes_and_threads_give_a_row_each(model, tmp_path):
+def test_lists_of_sizes_and_threads_give_a_row_each(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarking, 'measure_memory', lambda *_: 1.5)
     path = tmp_path / 'bench.json'
     words = (
         f'bench --models {model} --peers bm,sgbm-3way,sgbm-hh --sizes 64x48,96x64 --threads 1,2'

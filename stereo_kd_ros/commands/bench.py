@@ -46,6 +46,13 @@ def bench(
         int,
         typer.Option(min=0, help='Measure the EPE on this many generated pairs of each size.'),
     ] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='Time and measure on the pairs of this bag, at their own size.'),
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help='Of that bag: a topic of it or a folder of files.')
+    ] = None,
     node: Annotated[
         bool,
         typer.Option(
@@ -83,6 +90,8 @@ def bench(
     if node:
         if plot or check:
             raise typer.BadParameter('--node has neither --plot nor --check')
+        if data or truth:
+            raise typer.BadParameter('--node has neither --data nor --truth')
         if ':' in providers:
             raise typer.BadParameter('with --node, --providers are without a precision')
         _bench_node(
@@ -114,6 +123,8 @@ def bench(
             runs,
             on_progress,
             epe_pairs,
+            data=data,
+            truth=truth,
         )
     table = table_of(
         'subject',
