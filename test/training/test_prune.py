@@ -23,7 +23,7 @@ from stereo_kd_training.networks.contract import ContractModel  # noqa: E402
 from stereo_kd_training.train import load_network  # noqa: E402
 
 STUDENTS = ('kestrel', 'dtpnet', 'compact_stereonet', 'anynet')
-LARGER = ('dtpnet_setting2', 'dsnet', 'dsnet_slied8', 'psmnet', 'gwcnet_gc', 'acvnet')
+LARGER = tuple(name for name in networks.names() if name not in STUDENTS)
 
 
 def make(name: str, seed: int = 0):

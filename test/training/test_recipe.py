@@ -25,6 +25,7 @@ from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
 from stereo_kd_training.datasets.base import DatasetError  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
+from stereo_kd_training.prune import save_network  # noqa: E402
 from stereo_kd_training.recipe import RecipeError, check_recipe, read_recipe  # noqa: E402
 from stereo_kd_training.stages import RecipeRun, plan  # noqa: E402
 from stereo_kd_training.train import load_network  # noqa: E402
@@ -372,6 +373,60 @@ def test_a_papers_recipe_runs_from_its_data_to_a_model_file(scene_flow, tmp_path
     assert metrics['prune']['parameters'] < 0.55 * metrics['distill']['parameters']
     first = json.loads((tmp_path / 'run/distill/log.jsonl').read_text().splitlines()[0])
     assert first['train/dtp_l1'] > 0 and 'train/ground_truth' not in first
+    assert (tmp_path / 'run' / summary['export']['model']).is_file()
+
+
+@pytest.fixture
+def kitti(tmp_path) -> Path:
+    """Six frames laid out as KITTI 2015, no two of one width, with truth in every second row."""
+    frames = tmp_path / 'kitti/training'
+    for folder in ('image_2', 'image_3', 'disp_occ_0'):
+        (frames / folder).mkdir(parents=True)
+    for index in range(6):
+        width, name = 160 + index, f'{index:06d}_10.png'
+        coarse = np.random.default_rng(index).integers(0, 255, (20, 40, 3), np.uint8)
+        texture = cv2.resize(coarse, (width + 8, 72), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(frames / 'image_2' / name), texture[:, :width])
+        cv2.imwrite(str(frames / 'image_3' / name), texture[:, 8:])
+        truth = np.full((72, width), 8 * 256, np.uint16)
+        truth[::2] = 0
+        cv2.imwrite(str(frames / 'disp_occ_0' / name), truth)
+    return frames.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    'network, last, stages',
+    [
+        ('dtpnet', 'prune', ['distill', 'prune', 'export', 'evaluate']),
+        ('compact_stereonet', 'tune', ['distill', 'tune', 'export', 'evaluate']),
+    ],
+)
+def test_the_kitti_recipes_run(kitti, tmp_path, monkeypatch, network, last, stages):
+    """From weights of the run before, over a fold of frames of different sizes."""
+    small = {'max_disparity_px': 64}
+    torch.manual_seed(0)
+    weights = tmp_path / 'anynet.tar'
+    torch.save({'state_dict': create('anynet', **small).state_dict()}, weights)
+    save_network(create(network, **small), tmp_path / 'before.pt')
+    for variable in ('PSMNET', 'GWCNET'):
+        monkeypatch.setenv(variable, str(weights))
+    monkeypatch.setenv('KITTI', str(kitti))
+    monkeypatch.setenv('RUN', str(tmp_path / 'before.pt'))
+    changes = ['teacher.network=anynet', f'teacher.options={small}']
+    path = FOLDER / f'{network}_kitti.yaml'
+    shipped = read_recipe(path)
+    for stage in ('distill', 'tune'):
+        if section := getattr(shipped, stage):
+            options = {**small, **section.training.options}
+            fields = {'options': options, 'batch_size': 2, 'crop_height': 64, 'crop_width': 96}
+            changes += [f'{stage}.training.{key}={value}' for key, value in fields.items()]
+    if shipped.prune:
+        changes.append('prune.steps=1')
+    summary = RecipeRun(read_recipe(path, changes).with_budget(4), tmp_path / 'run').run()
+    assert list(summary) == stages
+    assert summary['evaluate']['metrics'][last]['validation']['epe_px'] > 0
     assert (tmp_path / 'run' / summary['export']['model']).is_file()
 
 
