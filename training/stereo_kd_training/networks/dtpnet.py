@@ -17,7 +17,7 @@ Matching Network on Edge Devices (arXiv 2405.11809). 2D convolutions only.
 
 Heads share their weights, so a network trained with one can be deployed with the other:
     'paper'    logits bilinearly to (B, D, H, W), softmax and soft argmax there. On a CPU
-               this costs about ten times the rest of the network.
+               this costs about five times the rest of the network.
     'quarter'  softmax and soft argmax at 1/4, then the disparity bilinearly to (B, H, W).
 
 Where the paper is silent:
