@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch', reason='training needs torch')
@@ -79,6 +80,19 @@ def test_scenes_to_training_to_a_file_the_runtime_runs(tmp_path):
     later = read_manifest(tmp_path / 'later.onnx')
     assert later.training_data == manifest.training_data
     assert later.extra['training']['initial_weights'] == 'tiny.onnx'
+
+    # None of the way is what it began with; half of it lies between.
+    answers = {}
+    for share in (0, 0.5, 1):
+        path = tmp_path / f'share{share}.onnx'
+        result = run('export', second, '-o', path, '--after', model, '--share', share)
+        assert result.exit_code == 0, result.output
+        engine = StereoEngine(path, provider='cpu', threads=1)
+        answers[share] = engine.infer(pair.left, pair.right).disparity
+    np.testing.assert_allclose(answers[0], answer.disparity, atol=0.02)
+    assert np.abs(answers[1] - answers[0]).mean() > np.abs(answers[0.5] - answers[0]).mean() > 0
+    result = run('export', second, '-o', tmp_path / 'lost.onnx', '--share', 0.5)
+    assert result.exit_code == 1 and '--share needs --after' in result.output
 
 
 def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):

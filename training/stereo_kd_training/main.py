@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from stereo_kd_training.quantize import quantize_command
 from stereo_kd_training.sheets import sheet_command
 from stereo_kd_training.threads import Threads, use_threads
 from stereo_kd_training.zoo import zoo_command
+
+if TYPE_CHECKING:
+    from stereo_kd_training.networks import StereoNetwork
 
 app = typer.Typer(
     help='Turn a strong teacher into a tiny stereo student: data, training, export, judgement.',
@@ -130,8 +133,14 @@ def export(
     ] = None,
     after: Annotated[
         Path | None,
-        typer.Option(help='ONNX file whose weights it began with: what that has seen counts too.'),
+        typer.Option(
+            help='ONNX file whose weights it began with: its data, teacher and pruning count too.'
+        ),
     ] = None,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help='How far from the weights of --after (0) to its own (1).'),
+    ] = 1.0,
     teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
         Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
@@ -144,6 +153,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the ONNX file that the robot runs; parity with PyTorch or no file."""
+    from stereo_kd_ros.model import read_manifest
     from stereo_kd_training.complexity import complexity
     from stereo_kd_training.datasets.procedural import PairPool
     from stereo_kd_training.evaluation_report import manifest_metrics, read_report
@@ -154,7 +164,7 @@ def export(
         export_network,
         training_sources,
     )
-    from stereo_kd_training.train import load_network, read_checkpoint
+    from stereo_kd_training.train import TrainingError, load_network, read_checkpoint
 
     size = None
     if fixed_size:
@@ -165,9 +175,16 @@ def export(
         return
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
+    if share < 1:
+        if after is None:
+            raise TrainingError('--share needs --after, the file whose weights the run began with')
+        network = _part_of_the_way(after, network, share)
     training_data = training_sources([PairPool(folder).manifest for folder in pool or []])
+    history: dict[str, Any] = {'teacher': teacher}
     if after is not None:
         training_data += earlier_sources(after, training_data)
+        earlier = read_manifest(after)
+        history = {'teacher': teacher or earlier.teacher, 'pruning': earlier.pruning}
     training = dict(state.get('training') or {})
     if training.get('initial_weights'):
         # Which file, not where it lay on this machine.
@@ -181,12 +198,23 @@ def export(
         version=version,
         licence=licence,
         training_data=training_data,
-        teacher=teacher,
+        **history,
         metrics=figures,
         macs_640x480=complexity(network).macs,
-        extra={'steps': state.get('step'), 'training': training},
+        extra={'steps': state.get('step'), 'training': training, 'share': share},
     )
     _print_parities(export_network(network, out, manifest, fixed_size=size), out)
+
+
+def _part_of_the_way(after: Path, trained: StereoNetwork, share: float) -> StereoNetwork:
+    """Weights between those of a file and those that training made of them."""
+    from stereo_kd_training.adapt.blend import between
+    from stereo_kd_training.networks import build
+    from stereo_kd_training.train import load_weights
+
+    start = build(trained.configuration)
+    load_weights(start, after)
+    return between(start, trained, share)
 
 
 def _print_parities(parities: Iterable[Any], out: Path) -> None:
