@@ -124,14 +124,15 @@ accuracy: $(COMPLETE)
 # Ratios of one run are what is compared, so the machine may be another, but not busier.
 HITNET := $(wildcard $(STEREO_KD_DATA)/weights/hitnet/hitnet_eth3d.onnx)
 PROVIDERS := $(if $(filter gpu,$(ENGINE)),tensorrt$(,)cuda$(,))$(if $(filter openvino,$(ENGINE)),openvino$(,))cpu
-BENCH := $(BIN)/stereo-kd bench --providers $(PROVIDERS) --peers sgbm-3way,bm$(if $(HITNET),$(,)hitnet=$(HITNET))
+PEERS := sgbm-3way,bm$(if $(HITNET),$(,)hitnet=$(HITNET))
+BENCH := $(BIN)/stereo-kd bench --providers $(PROVIDERS)
 
 bench: $(RUNTIME)
-	$(BENCH) --epe-pairs 8 --json bench.json \
+	$(BENCH) --peers $(PEERS),sgbm-hh --epe-pairs 8 --json bench.json \
 	    $$($(BIN)/python -c 'import matplotlib' 2>/dev/null && echo --plot bench.png) $(BENCH_ARGS)
 
 bench-check: $(RUNTIME)
-	$(BENCH) --check benchmarks/baseline.json $(BENCH_ARGS)
+	$(BENCH) --peers $(PEERS) --check benchmarks/baseline.json $(BENCH_ARGS)
 
 # One change at a time, all timed in turn; slow to export, so kept in between.
 graph-table: $(COMPLETE)

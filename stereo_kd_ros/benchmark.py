@@ -593,8 +593,10 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
         label = f'{subject}, {provider}, {threads} thread{"s" if threads > 1 else ""}'
         times = [row['p50_ms'] for row in rows]
         (line,) = axes.plot(pixels, times, 'o-', label=label)
-        if rows[0]['floor_ms'] is not None:
-            axes.plot(pixels, [row['floor_ms'] for row in rows], ':', color=line.get_color())
+        floors = [(x, row['floor_ms']) for x, row in zip(pixels, rows) if row['floor_ms']]
+        if floors:
+            # Marked, since a line through one size alone cannot be seen.
+            axes.plot(*zip(*floors), ':', color=line.get_color(), marker='_', markersize=14)
     sizes = sorted({(row['width'], row['height']) for row in report['rows']}, key=math.prod)
     axes.set(
         xscale='log',
