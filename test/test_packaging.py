@@ -239,11 +239,14 @@ class TestMakefile:
             run('make', '-n', target, f'VENV={tmp_path}/venv', cwd=REPOSITORY, ROS_DISTRO='')
 
     @pytest.mark.parametrize(
-        ('target', 'said'),
-        [('bench', '--json bench.json'), ('bench-check', '--check benchmarks/baseline.json')],
+        ('target', 'more', 'said'),
+        [
+            ('bench', ',sgbm-hh', '--json bench.json'),
+            ('bench-check', '', '--check benchmarks/baseline.json'),
+        ],
     )
     def test_benchmarks_need_no_torch_and_take_the_engines_providers(
-        self, tmp_path: Path, target: str, said: str
+        self, tmp_path: Path, target: str, more: str, said: str
     ):
         hitnet = tmp_path / 'weights' / 'hitnet' / 'hitnet_eth3d.onnx'
         hitnet.parent.mkdir(parents=True)
@@ -255,7 +258,8 @@ class TestMakefile:
                 cwd=REPOSITORY,
                 ROS_DISTRO='',
             )
-            assert f'bench --providers {providers} --peers sgbm-3way,bm,hitnet={hitnet} ' in plan
+            peers = f'sgbm-3way,bm,hitnet={hitnet}{more}'
+            assert f'bench --providers {providers} --peers {peers} ' in plan
             assert said in plan
             assert ',train' not in plan
 
