@@ -34,5 +34,7 @@ def quiet_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS
     options.intra_op_num_threads = threads or 0
+    # Its idle threads would go on spinning on the cores that whoever comes next is timed on.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=list(providers))
