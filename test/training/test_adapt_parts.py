@@ -25,7 +25,7 @@ from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
 from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
 from stereo_kd_training.adapt import blend as blending  # noqa: E402
-from stereo_kd_training.adapt.blend import between, blend  # noqa: E402
+from stereo_kd_training.adapt.blend import blend  # noqa: E402
 from stereo_kd_training.adapt.checks import Check, procedural_checks  # noqa: E402
 from stereo_kd_training.adapt.distil import (  # noqa: E402
     CROPS_PER_PAIR,
@@ -49,7 +49,7 @@ from stereo_kd_training.adapt.teachers import open_teacher  # noqa: E402
 from stereo_kd_training.datasets.procedural import PairPool, generate_pool  # noqa: E402
 from stereo_kd_training.prune import save_network  # noqa: E402
 from stereo_kd_training.teachers import Prediction  # noqa: E402
-from stereo_kd_training.train import keep_statistics, load_network  # noqa: E402
+from stereo_kd_training.train import between, keep_statistics, load_network  # noqa: E402
 
 SECOND = 10**9
 

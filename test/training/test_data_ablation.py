@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from stereo_kd_training.data_ablation import (
     as_markdown,
     run_data_ablation,
 )
+from stereo_kd_training.datasets.base import DatasetError
 from stereo_kd_training.datasets.procedural import PoolManifest, pool_pair
+from stereo_kd_training.networks import NetworkError
 
 STUDENT = Budget(
     steps=1, batch_size=1, crop_height=64, crop_width=96, max_disparity_px=64, seeds=2,
@@ -104,6 +107,17 @@ def test_a_folder_of_labelled_pairs_judges_too(tmp_path):
     )
     assert all(np.isfinite(row['real_epe_px']).all() for row in found['rows'])
     assert 'real EPE px' in as_markdown(found)
+    assert 'real EPE [px]' in (tmp_path / 'out' / 'data.svg').read_text()
+
+
+def test_what_cannot_work_is_told_before_anything_is_rendered(tmp_path):
+    out = tmp_path / 'out'
+    with pytest.raises(DatasetError, match='nowhere'):
+        run_data_ablation(out, BUDGET, benchmark=tmp_path / 'nowhere')
+    misspelt = replace(BUDGET, student=replace(STUDENT, student='kestral'))
+    with pytest.raises(NetworkError, match="did you mean 'kestrel'"):
+        run_data_ablation(out, misspelt)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize('scenes', [{'layered': 1.0}, {'rooms': 1.0}])

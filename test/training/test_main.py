@@ -93,6 +93,9 @@ def test_scenes_to_training_to_a_file_the_runtime_runs(tmp_path):
     assert np.abs(answers[1] - answers[0]).mean() > np.abs(answers[0.5] - answers[0]).mean() > 0
     result = run('export', second, '-o', tmp_path / 'lost.onnx', '--share', 0.5)
     assert result.exit_code == 1 and '--share needs --after' in result.output
+    result = run('export', model, '-o', tmp_path / 'lost.onnx', '--share', 0.5)
+    assert result.exit_code == 1 and '--share is for what training made' in result.output
+    assert not (tmp_path / 'lost.onnx').exists()
 
 
 def test_a_misspelt_key_and_a_missing_pool_are_one_line_errors(tmp_path):

@@ -18,7 +18,7 @@ from stereo_kd_training.networks import StereoNetwork, build, create
 from stereo_kd_training.networks.channels import apply_widths, changed_widths
 from stereo_kd_training.networks.contract import ContractModel
 from stereo_kd_training.networks.shipped import ShippedModelError, load_shipped
-from stereo_kd_training.train import TrainingError, load_weights
+from stereo_kd_training.train import TrainingError, between, load_weights
 
 
 def lived(network: StereoNetwork) -> StereoNetwork:
@@ -133,6 +133,13 @@ def test_a_run_may_start_from_a_calibrated_file(tmp_path: Path) -> None:
     other = create('kestrel', **TINY).eval()
     load_weights(other, tmp_path / 'calibrated.onnx')
     torch.testing.assert_close(answers(other), answers(calibrated), atol=0.01, rtol=0)
+
+
+def test_there_is_nothing_between_a_whole_network_and_a_pruned_one() -> None:
+    with pytest.raises(TrainingError, match='differ in more than their weights'):
+        between(create('kestrel', **TINY), pruned(), 0.5)
+    with pytest.raises(TrainingError, match='differ in more than their weights'):
+        between(create('kestrel', **TINY), create('kestrel', **TINY, calibrated=True), 0.5)
 
 
 def test_a_file_that_does_not_say_what_it_is_is_refused(shipped: Path, tmp_path: Path) -> None:

@@ -343,11 +343,16 @@ def table_row(title: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         'macs_640x480': results[0]['macs_640x480'],
         'epe_px': epes,
         'epe_px_mean': statistics.mean(epes),
-        'epe_px_spread': statistics.stdev(epes) if len(epes) > 1 else 0.0,
+        'epe_px_spread': deviation(epes),
         'bad3': bad3,
         'bad3_mean': statistics.mean(bad3),
-        'bad3_spread': statistics.stdev(bad3) if len(bad3) > 1 else 0.0,
+        'bad3_spread': deviation(bad3),
     }
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds; 0 of one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -385,7 +390,13 @@ def _taught(report: dict[str, Any]) -> str:
     return f', a teacher of {report["budget"]["teacher_steps"]} steps and {error:.2f} px'
 
 
-def draw_report(report: dict[str, Any], path: Path) -> None:
+PANELS = (('epe_px', 'EPE [px]'), ('bad3', 'bad-3 [%]'))
+"""What a chart shows of every row by default: its key, of one figure per seed, and its title."""
+
+
+def draw_report(
+    report: dict[str, Any], path: Path, panels: Sequence[tuple[str, str]] = PANELS
+) -> None:
     """A chart beside the table: each variant's mean, its spread, and every seed as a dot."""
     import matplotlib
 
@@ -395,13 +406,13 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = report['rows'][::-1]
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 0.9 + 0.42 * len(rows)), sharey=True)
-    for axis, key, label in zip(axes, ('epe_px', 'bad3'), ('EPE [px]', 'bad-3 [%]')):
+    size = (2 + 3 * len(panels), 0.9 + 0.42 * len(rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True)
+    for axis, (key, label) in zip(axes, panels):
         for place, row in enumerate(rows):
-            axis.barh(place, row[f'{key}_mean'], color='#8fb3d9', height=0.6)
-            axis.errorbar(
-                row[f'{key}_mean'], place, xerr=row[f'{key}_spread'], color='#1f3b5c', capsize=4
-            )
+            mean, spread = statistics.mean(row[key]), deviation(row[key])
+            axis.barh(place, mean, color='#8fb3d9', height=0.6)
+            axis.errorbar(mean, place, xerr=spread, color='#1f3b5c', capsize=4)
             axis.plot(row[key], [place] * len(row[key]), 'o', color='#1f3b5c', markersize=3)
         axis.set_xlabel(f'{label}, less is better')
         axis.set_yticks(range(len(rows)), [row['variant'] for row in rows])

@@ -20,6 +20,7 @@ some. At a small budget this ranks what is large; the spread over the seeds says
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +28,11 @@ from typing import Annotated, Any
 import typer
 
 from stereo_kd_ros.commands.console import image_size
+from stereo_kd_training import networks
 from stereo_kd_training.ablation import (
+    PANELS,
     Budget,
+    deviation,
     draw_report,
     labelled_progress,
     slug,
@@ -37,6 +41,7 @@ from stereo_kd_training.ablation import (
     write_text,
 )
 from stereo_kd_training.bars import console, stage_bars
+from stereo_kd_training.datasets.labelled import labelled_sets
 from stereo_kd_training.datasets.procedural import generate_pool
 from stereo_kd_training.recipe import check_recipe
 from stereo_kd_training.stages import Progress, RecipeRun
@@ -100,8 +105,13 @@ def run_data_ablation(
     Raises:
         PoolError: the folder holds pools of another budget.
         RecipeError: it holds runs of another budget.
+        NetworkError, DatasetError: no such student, or nothing labelled in `benchmark`.
     """
     folder = Path(folder)
+    # Before minutes of rendering, not after.
+    networks.create(budget.student.student, max_disparity_px=budget.student.max_disparity_px)
+    if benchmark is not None:
+        labelled_sets(benchmark)
     variants = {
         title: changes
         for title, changes in VARIANTS.items()
@@ -130,7 +140,8 @@ def run_data_ablation(
     }
     write_text(folder / 'data.json', json.dumps(report, indent=2) + '\n')
     write_text(folder / 'data.md', as_markdown(report))
-    draw_report(report, folder / 'data.svg')
+    real = (('real_epe_px', 'real EPE [px]'), ('real_bad3', 'real bad-3 [%]'))
+    draw_report(report, folder / 'data.svg', PANELS + real if benchmark is not None else PANELS)
     return report
 
 
@@ -233,10 +244,7 @@ def _compared(row: dict[str, Any], everything: dict[str, Any], key: str) -> tupl
 
 
 def _spread(values: list[float], digits: int, sign: str = '') -> str:
-    import statistics
-
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f'{statistics.mean(values):{sign}.{digits}f} ± {deviation:.{digits}f}'
+    return f'{statistics.mean(values):{sign}.{digits}f} ± {deviation(values):.{digits}f}'
 
 
 def ablate_data_command(

@@ -171,6 +171,11 @@ def export(
         width, height = image_size(fixed_size)
         size = (height, width)
     if run.suffix == '.onnx':
+        if share < 1:
+            raise TrainingError(
+                f'--share is for what training made of a file; {run} is a file: give the run '
+                'folder, and the file as --after'
+            )
         _print_parities(export_again(run, out, size), out)
         return
     network = load_network(run)
@@ -208,9 +213,8 @@ def export(
 
 def _part_of_the_way(after: Path, trained: StereoNetwork, share: float) -> StereoNetwork:
     """Weights between those of a file and those that training made of them."""
-    from stereo_kd_training.adapt.blend import between
     from stereo_kd_training.networks import build
-    from stereo_kd_training.train import load_weights
+    from stereo_kd_training.train import between, load_weights
 
     start = build(trained.configuration)
     load_weights(start, after)

@@ -17,6 +17,7 @@ processes that share a batch see between them what one would.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -744,8 +745,6 @@ def keep_statistics(network: nn.Module) -> None:
 
 def create_ema(network: StereoNetwork, device: torch.device) -> StereoNetwork:
     """A frozen copy of the network that will follow it."""
-    import copy
-
     ema = copy.deepcopy(network).to(device)
     ema.requires_grad_(False)
     return ema.eval()
@@ -846,6 +845,30 @@ def load_weights(network: StereoNetwork, path: Path | str) -> None:
         network.load_state_dict(network.fitted(weights))
     except (RuntimeError, NetworkError) as error:
         raise TrainingError(f'{path} does not fit this network: {error}') from error
+
+
+def between(start: StereoNetwork, trained: StereoNetwork, share: float) -> StereoNetwork:
+    """A new network in eval mode whose weights lie between those of two.
+
+    Args:
+        start, trained: one network before and after training.
+        share: of the way from the one (0) to the other (1); half of it is their mean.
+
+    Raises:
+        TrainingError: they differ in more than their weights.
+    """
+    network = copy.deepcopy(trained)
+    weights, first = network.state_dict(), start.state_dict()
+    other = [k for k, v in first.items() if k not in weights or weights[k].shape != v.shape]
+    if other or len(first) != len(weights):
+        raise TrainingError(
+            'there is nothing between two networks that differ in more than their weights'
+            + (f', as in {other[0]}' if other else '')
+        )
+    for key, value in first.items():
+        if value.is_floating_point():
+            weights[key].lerp_(value, 1 - share)
+    return network.eval()
 
 
 def _catch_signals(trainer: Trainer) -> dict[int, Any]:

@@ -14,7 +14,6 @@ see.
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from stereo_kd_training.adapt.checks import figures_of, procedural_checks
 from stereo_kd_training.adapt.settings import RunFolder, write_json
 from stereo_kd_training.datasets.procedural import PairPool
 from stereo_kd_training.networks import StereoNetwork
-from stereo_kd_training.train import load_network, predict
+from stereo_kd_training.train import between, load_network, predict
 
 # From the trained student back; half way is near enough to the shipped one.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -82,16 +81,6 @@ def blend(run: RunFolder, start: Path, trained: Path) -> dict[str, Any]:
         'share': share,
         'watched': [check.to_dict() for check in checks],
     }
-
-
-def between(start: StereoNetwork, trained: StereoNetwork, share: float) -> StereoNetwork:
-    """A new network in eval mode whose weights are so far from one's to the other's."""
-    network = copy.deepcopy(trained)
-    weights = network.state_dict()
-    for key, first in start.state_dict().items():
-        if first.is_floating_point():
-            weights[key].lerp_(first, 1 - share)
-    return network.eval()
 
 
 def _errors(network: StereoNetwork, run: RunFolder) -> list[dict[str, float] | None]:
