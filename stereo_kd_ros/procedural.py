@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ from stereo_kd_ros.procedural_textures import (
     synthetic_texture,
 )
 
-GENERATOR_VERSION = 5
+GENERATOR_VERSION = 6
 """Raised whenever the same seed starts to give other pictures."""
 
 _MAX_LEVELS = 7
@@ -270,6 +270,26 @@ def _shape_fence(rng: np.random.Generator, alpha: np.ndarray) -> None:
         )
 
 
+def _shape_mesh(rng: np.random.Generator, alpha: np.ndarray) -> None:
+    """Wires that cross in small diamonds or squares, from a hair to two pixels thick."""
+    height, width = alpha.shape
+    pitch = rng.uniform(5, 13)
+    across = rng.uniform(0.7, 1.4) if rng.random() < 0.7 else 0.0
+    shade = int(rng.uniform(110, 255))
+    thick = 1 if rng.random() < 0.7 else 2
+    for start in np.arange(-height - width, width + height, pitch):
+        for lean in (-across, across):
+            if lean:
+                ends = (start, 0.0), (start + lean * height, float(height))
+            else:
+                ends = (start, 0.0), (start, float(height))
+            points = [(round(x * 16), round(y * 16)) for x, y in ends]
+            cv2.line(alpha, *points, shade, thick, cv2.LINE_AA, 4)
+        if not across:
+            y = round(start * 16)
+            cv2.line(alpha, (0, y), (width * 16, y), shade, thick, cv2.LINE_AA, 4)
+
+
 def _shape_foliage(rng: np.random.Generator, alpha: np.ndarray) -> None:
     height, width = alpha.shape
     cells = max(3, round(min(height, width) / rng.uniform(4, 14)))
@@ -290,10 +310,11 @@ SHAPES = {
     'frame': _shape_frame,
     'fence': _shape_fence,
     'foliage': _shape_foliage,
+    'mesh': _shape_mesh,
 }
 SHAPE_NAMES = tuple(SHAPES)
-_STANDING = (0.30, 0.06, 0.08, 0.12, 0.10, 0.08, 0.06, 0.06, 0.14)
-_FLOATING = (0.20, 0.20, 0.15, 0.20, 0.03, 0.08, 0.06, 0.03, 0.05)
+_STANDING = (0.28, 0.06, 0.08, 0.12, 0.10, 0.08, 0.06, 0.05, 0.13, 0.04)
+_FLOATING = (0.20, 0.20, 0.15, 0.19, 0.03, 0.08, 0.06, 0.03, 0.05, 0.01)
 
 
 class _Scene:
@@ -326,9 +347,10 @@ class _Scene:
     def backdrop(self, plane: tuple[float, float, float], weak: bool, bump: Bump | None = None):
         """A surface over the whole view whose texture is fixed to left pixels."""
         side = min(640, round(max(self.width, self.height) * 1.1))
-        self.surfaces.append(
-            Surface(plane, (self.painter.patch(side, weak),), self._tilt(0, 0, 0.9), bump=bump)
+        surface = Surface(
+            plane, (self.painter.patch(side, weak),), self._tilt(0, 0, 0.9), bump=bump
         )
+        self.surfaces.append(self.glossy(surface, side, 0.06))
 
     def sky(self) -> None:
         rng = self.rng
@@ -358,16 +380,48 @@ class _Scene:
         to_texture = np.stack(
             [across + shift[0] * denominator, away + shift[1] * denominator, denominator]
         )
-        self.surfaces.append(
-            Surface(
-                plane,
-                self.painter.pyramid(weak),
-                to_texture,
-                alpha,
-                texel_disparity_px=texel,
-                focal_px=focal,
-            )
+        surface = Surface(
+            plane,
+            self.painter.pyramid(weak),
+            to_texture,
+            alpha,
+            texel_disparity_px=texel,
+            focal_px=focal,
         )
+        self.surfaces.append(self.glossy(surface, self.width, 0.1))
+
+    def glossy(self, surface: Surface, extent: float, chance: float) -> Surface:
+        """The surface, or now and then one that mirrors what stands around it, as paint, glass
+        and polished metal do.
+
+        What a flat mirror shows lies as far behind it as things stand before it; what a bulging
+        one shows lies close behind it, small and bent. The truth stays the surface's.
+
+        Args:
+            surface: as it is.
+            extent: of the surface [px], which picks the size of what it mirrors.
+            chance: to be glossy.
+        """
+        rng = self.rng
+        if not rng.random() < chance * (0.6 + 0.8 * self.difficulty):
+            return surface
+        ratio = rng.uniform(0.05, 0.95)
+        a, b, c = (ratio * value for value in surface.plane)
+        texel = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
+        side = int(np.clip(extent * texel, 32, 512))
+        bump = None
+        if rng.random() < 0.6:
+            turn, wave = rng.uniform(0, math.pi), rng.uniform(0.5, 2.5) * 2 * math.pi / extent
+            most = min(0.15 * ratio * self.near_px, 0.3 / wave)
+            scale = (wave * math.cos(turn), wave * math.sin(turn))
+            bump = Bump('wave', most * rng.uniform(0.1, 1), (0.0, 0.0), scale, rng.uniform(0, 6))
+        image = Surface(
+            (a, b, c),
+            (self.painter.patch(side),),
+            self._tilt(*surface.alpha_origin, texel),
+            bump=bump,
+        )
+        return replace(surface, mirrored=image, mirrored_share=rng.uniform(0.2, 0.8))
 
     def _tilt(self, x: float, y: float, texel: float) -> np.ndarray:
         """Affine map from left pixels around (x, y) to texture pixels, slightly turned."""
@@ -404,7 +458,7 @@ class _Scene:
         b = 0.0 if flat else rng.normal(0, 0.08)
         bump = None
         amplitude = 0.0
-        thin = shape in ('bars', 'fence', 'foliage')
+        thin = shape in ('bars', 'fence', 'foliage', 'mesh')
         round_shape = shape in ('ellipse', 'blob')
         if not thin and min(columns, rows) > 16 and rng.random() < (0.7 if round_shape else 0.25):
             kinds = ('quadric',) if round_shape and rng.random() < 0.7 else ('wave', 'ridge')
@@ -428,16 +482,18 @@ class _Scene:
         left, top = x - columns / 2, y - rows / 2
         texel = rng.uniform(0.65, 1.0)
         side = min(512, round(max(columns, rows) * texel) + 6)
-        self.surfaces.append(
-            Surface(
-                (a, b, disparity - a * x - b * y),
-                (self.painter.patch(side, weak),),
-                self._tilt(left, top, texel),
-                alpha,
-                (left, top),
-                bump,
-            )
+        surface = Surface(
+            (a, b, disparity - a * x - b * y),
+            (self.painter.patch(side, weak),),
+            self._tilt(left, top, texel),
+            alpha,
+            (left, top),
+            bump,
+            filled=np.full_like(alpha, 255) if shape == 'mesh' else None,
         )
+        if not thin:
+            surface = self.glossy(surface, max(columns, rows), 0.2)
+        self.surfaces.append(surface)
 
     def box(
         self,
@@ -497,9 +553,8 @@ class _Scene:
         last = texture.shape[0] - 1
         target = np.array([[0, 0], [last, 0], [last, last], [0, last]], np.float32)
         to_texture = cv2.getPerspectiveTransform(corners.astype(np.float32), target)
-        self.surfaces.append(
-            Surface(plane, (texture,), to_texture, alpha, (float(low[0]), float(low[1])))
-        )
+        surface = Surface(plane, (texture,), to_texture, alpha, (float(low[0]), float(low[1])))
+        self.surfaces.append(self.glossy(surface, max(columns, rows), 0.2))
 
     def shadow(
         self, x: float, y: float, width: float, height: float, plane: tuple[float, float, float]

@@ -64,6 +64,12 @@ class Surface:
         texel_disparity_px: disparity at which a texel is a pixel wide; picks the pyramid level.
         focal_px: focal length used to judge foreshortening of receding planes.
         shadow: the surface only darkens what lies at its own disparity.
+        mirrored: what the sheet mirrors: the virtual image, a surface of its own (farther) plane,
+            bump and texture that is never seen but in this sheet.
+        mirrored_share: of the light that is the mirror image's, 0..1.
+        filled: (h, w) uint8 coverage that has the sheet's disparity, where that is more than
+            `alpha` paints: a mesh is an obstacle, its holes included. Any hole shows what is
+            behind it.
     """
 
     plane: tuple[float, float, float]
@@ -75,6 +81,9 @@ class Surface:
     texel_disparity_px: float = 0.0
     focal_px: float = 0.0
     shadow: bool = False
+    mirrored: Surface | None = None
+    mirrored_share: float = 0.0
+    filled: np.ndarray | None = None
 
 
 class View:
@@ -123,25 +132,16 @@ class View:
         x0, y0, x1, y1 = region
         size = (x1 - x0, y1 - y0)
         offset = np.array([[1.0, 0.0, x0], [0.0, 1.0, y0], [0.0, 0.0, 1.0]])
-        to_left = self.to_left(surface.plane) @ offset
-        if surface.bump is None:
-            disparity = _affine_grid(self._disparity_row(surface.plane, to_left, offset), size)
-            coordinates = None
-        else:
-            coordinates = self._bumped_left(surface, to_left, offset, size)
-            disparity = coordinates[2]
+        to_left, disparity, coordinates = self._lie(surface, offset, size)
         behind = self.disparity[y0:y1, x0:x1]
         if surface.shadow:
             visible = (np.abs(disparity - behind) < 0.3).view(np.uint8) * np.uint8(255)
         else:
             visible = cv2.compare(disparity, behind, cv2.CMP_GT)
+        nearest = visible
         if surface.alpha is not None:
-            alpha_left, alpha_top = surface.alpha_origin
-            shift = np.array([[1.0, 0.0, -alpha_left], [0.0, 1.0, -alpha_top], [0.0, 0.0, 1.0]])
-            alpha = _warp(
-                surface.alpha, shift @ to_left, size, coordinates, shift, cv2.BORDER_CONSTANT
-            )
-            visible = cv2.bitwise_and(alpha, visible)
+            alpha = _coverage(surface, surface.alpha, to_left, size, coordinates)
+            visible = cv2.bitwise_and(alpha, nearest)
         picture = self.image[y0:y1, x0:x1]
         if surface.shadow:
             cv2.multiply(
@@ -151,12 +151,31 @@ class View:
         if not visible.any():
             return
         texture = self._texture(surface, to_left, size, coordinates, disparity)
+        if surface.mirrored is not None:
+            to_image, depth, image = self._lie(surface.mirrored, offset, size)
+            image = self._texture(surface.mirrored, to_image, size, image, depth)
+            share = surface.mirrored_share
+            texture = cv2.addWeighted(texture, 1 - share, image, share, 0)
         if surface.alpha is not None:
             self._blend_edges(picture, texture, visible)
+            if surface.filled is not None:
+                filled = _coverage(surface, surface.filled, to_left, size, coordinates)
+                visible = cv2.bitwise_and(filled, nearest)
             visible = cv2.compare(visible, 127, cv2.CMP_GT)
         else:
             cv2.copyTo(texture, visible, picture)
         cv2.copyTo(disparity, visible, behind)
+
+    def _lie(
+        self, surface: Surface, offset: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Map to left pixels, disparity and, for bumps, left pixels of every pixel of a region."""
+        to_left = self.to_left(surface.plane) @ offset
+        if surface.bump is None:
+            row = self._disparity_row(surface.plane, to_left, offset)
+            return to_left, _affine_grid(row, size), None
+        coordinates = self._bumped_left(surface, to_left, offset, size)
+        return to_left, coordinates[2], coordinates
 
     def _disparity_row(
         self, plane: tuple[float, float, float], to_left: np.ndarray, offset: np.ndarray
@@ -222,6 +241,19 @@ def _affine_grid(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     columns = (row[0] * np.arange(size[0]) + row[2]).astype(np.float32)
     rows = (row[1] * np.arange(size[1])).astype(np.float32)
     return rows[:, None] + columns[None, :]
+
+
+def _coverage(
+    surface: Surface,
+    alpha: np.ndarray,
+    to_left: np.ndarray,
+    size: tuple[int, int],
+    coordinates: tuple[np.ndarray, ...] | None,
+) -> np.ndarray:
+    """(h, w) uint8 coverage of a surface over a region."""
+    left, top = surface.alpha_origin
+    shift = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]])
+    return _warp(alpha, shift @ to_left, size, coordinates, shift, cv2.BORDER_CONSTANT)
 
 
 def _warp(
