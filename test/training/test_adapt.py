@@ -109,7 +109,7 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
         p.numel() for p in load_network(whole.folder / 'distil/start.pt').parameters()
     )
     distil = reports[0]['stages']['distil']
-    assert 0.5 <= distil['share'] <= 1 and len(distil['watched']) == 2
+    assert 0.5 <= distil['share'] <= 1 and len(distil['watched']) == 3
     label = reports[0]['stages']['label']
     assert label['pairs_with_truth'] == label['pairs']
     checks = reports[0]['stages']['gate']['checks']

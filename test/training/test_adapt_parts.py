@@ -9,7 +9,6 @@ import dataclasses
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -20,7 +19,7 @@ from tiny_adaptation import CAMERA, settings, write_drive, write_student  # noqa
 from tiny_models import write_block_matcher  # noqa: E402
 
 from stereo_kd_ros.bag import StereoBag  # noqa: E402
-from stereo_kd_ros.disparity_io import write_kitti_png, write_pfm  # noqa: E402
+from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
@@ -31,10 +30,8 @@ from stereo_kd_training.adapt.checks import Check, procedural_checks  # noqa: E4
 from stereo_kd_training.adapt.distil import (  # noqa: E402
     CROPS_PER_PAIR,
     MOST_STEPS,
-    BagPairs,
     MixedPairs,
     planned_steps,
-    remember,
 )
 from stereo_kd_training.adapt.gate import robustness  # noqa: E402
 from stereo_kd_training.adapt.label import trusted  # noqa: E402
@@ -278,43 +275,14 @@ def test_statistics_that_are_kept_do_not_move_in_training() -> None:
     assert network[0].training and network[1].weight.grad is not None
 
 
-def test_where_nothing_can_be_matched_the_student_is_reminded_of_its_answer(
-    tmp_path: Path,
-) -> None:
-    """A sky above, a texture 7 px away below: labels are below only, and not everywhere there."""
-    asked = settings(
-        tmp_path, tmp_path, student=str(write_block_matcher(tmp_path / 'own.onnx', 48))
-    )
-    run = RunFolder(asked, tmp_path / 'run')
-    left, right = shifted_pair(7, 64, 128, 0)
-    left[:32], right[:32] = 200, 200
-    pairs, labels = run.stage('select') / 'pairs', run.stage('label') / 'labels'
-    for eye, image in (('left', left), ('right', right)):
-        (pairs / eye).mkdir(parents=True)
-        cv2.imwrite(str(pairs / eye / 'a.png'), image[..., ::-1])
-    known = np.full((64, 128), np.nan, np.float32)
-    known[32:, :64] = 9.0
-    labels.mkdir(parents=True)
-    write_kitti_png(labels / 'a.png', known)
-    run.finish('select', {'train': ['a']})
-    lines: list[str] = []
-    run._on_line = lines.append
-    remember(run)
-    remember(run)
-    assert len(lines) == 1 and 'as the student sees them' in lines[0], lines
-    np.testing.assert_array_equal(BagPairs(run.folder, ['a'])[0].disparity, known)
-    told = BagPairs(run.folder, ['a'], run.stage('distil') / 'remembered')[0].disparity
-    assert (told[32:, :64] == 9).all(), 'a label gives way to nothing'
-    # The matcher says 0 of the sky. What it says of the texture is not its to teach.
-    assert (told[:24] < 0.01).all()
-    assert np.isnan(told[44:, 72:-12]).mean() > 0.95
-
-
 # How far to go
 
 
-def blended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetting: float) -> dict:
-    """From a student whose first weights are 0 to one where they are 1, which costs so much."""
+def blended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetting: float, drift: float = 0.0
+) -> dict:
+    """From a student whose first weights are 0 to one where they are 1, which costs so much on
+    procedural scenes, and so many points of the mirrored pairs."""
     network = load_network(write_student(tmp_path / 'tiny.pt'))
     first = next(iter(network.parameters()))
     run = RunFolder(settings(Path('a'), tmp_path, tolerance=0.05), tmp_path / 'run')
@@ -329,7 +297,11 @@ def blended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetting: float) 
         epe_px = 1 + forgetting * share**2
         return [dataclasses.asdict(DisparityMetrics(1000, epe_px, *[5.0] * 4))] * 3
 
+    def apart(network, run) -> float:
+        return 17.0 + drift * float(next(iter(network.parameters())).data.mean())
+
     monkeypatch.setattr(blending, '_errors', errors)
+    monkeypatch.setattr(blending, '_apart', apart)
     folder = run.stage('distil')
     facts = blend(run, folder / 'start.pt', folder / 'trained.pt')
     again = blend(run, folder / 'start.pt', folder / 'trained.pt')
@@ -340,24 +312,28 @@ def blended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetting: float) 
 
 
 @pytest.mark.parametrize(
-    ('forgetting', 'share', 'passed'),
+    ('forgetting', 'drift', 'share', 'passed'),
     [
-        (0.04, 1.0, True),
-        (0.10, 0.7, True),  # of the 4 % that are allowed, and 0.01 px
-        (9.00, 0.5, False),  # the gate's to refuse
+        (0.04, 1.0, 1.0, True),
+        (0.10, 0.0, 0.7, True),  # of the 4 % that are allowed, and 0.01 px
+        (0.04, 2.2, 0.7, True),  # of 1.6 points
+        (9.00, 0.0, 0.5, False),  # the gate's to refuse
+        (0.00, 9.0, 0.5, False),
     ],
 )
 def test_the_student_goes_as_far_as_procedural_scenes_allow(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     forgetting: float,
+    drift: float,
     share: float,
     passed: bool,
 ) -> None:
-    facts = blended(tmp_path, monkeypatch, forgetting)
+    facts = blended(tmp_path, monkeypatch, forgetting, drift)
     assert facts['share'] == share
     assert facts['checkpoint'].endswith('trained.pt') is (share == 1.0)
-    assert facts['watched'][0]['passed'] is passed
+    assert [check['name'] for check in facts['watched']][-1] == 'mirror'
+    assert all(check['passed'] for check in facts['watched']) is passed
 
 
 def test_weights_in_between_leave_both_ends_as_they_were(tmp_path: Path) -> None:

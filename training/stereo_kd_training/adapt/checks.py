@@ -14,6 +14,8 @@ from stereo_kd_ros.metrics import DisparityMetrics
 
 # Below this, a difference of two errors is no difference.
 EQUAL_PX = 0.01
+# Percentage points by which mirrored and shifted pairs may be worse than the shipped student's.
+WORSE_BY = 2.0
 
 
 @dataclass(frozen=True)

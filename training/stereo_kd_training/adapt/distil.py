@@ -4,13 +4,10 @@
 
 The labels carry the teacher's knowledge and nothing else, or ground truth where there is some;
 they are learnt with the loss that the shipped students learnt with, so that every output of the
-network goes on being trained, its confidence too. Where nothing can be matched, as in a sky, there
-are no labels, and the student is reminded of what it said itself: what nobody asks for drifts
-(learning without forgetting, Li and Hoiem 2016).
+network goes on being trained, its confidence too.
 
     plan.json      how many steps: asked for, or what fits into the minutes; decided once
     start.pt       the student as it was
-    remembered/    what it said where nothing can be matched; in the format of the labels
     a training run, see `train`
     between/       how far to go from the one to the other, see `blend`
 """
@@ -28,16 +25,9 @@ from typing import Any
 import numpy as np
 
 from stereo_kd_ros.camera import StereoCamera
-from stereo_kd_ros.disparity_io import write_kitti_png
-from stereo_kd_ros.evaluation import ModelMatcher
 from stereo_kd_training import prune as pruning
 from stereo_kd_training.adapt.blend import blend
-from stereo_kd_training.adapt.label import (
-    AMBIGUOUS_FROM_PX,
-    MOST_PX,
-    fits_at_infinity,
-    read_label,
-)
+from stereo_kd_training.adapt.label import read_label
 from stereo_kd_training.adapt.look import PictureStatistics, crop_size
 from stereo_kd_training.adapt.render import CAMERA_SHARE, CameraPairs
 from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder, write_json
@@ -72,11 +62,10 @@ class BagPairs(Sequence[LabelledPair]):
     Args:
         folder: of the adaptation.
         names: of the pairs.
-        remembered: folder of answers that take the place of labels where there are none.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], remembered: Path | None = None) -> None:
-        self.folder, self.names, self.remembered = folder, list(names), remembered
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, list(names)
         self._read: Any = self._from_disk
         if self.names:
             pair = self._from_disk(self.names[0])
@@ -93,9 +82,6 @@ class BagPairs(Sequence[LabelledPair]):
         pairs = self.folder / 'select' / 'pairs'
         left, right = (read_rgb(pairs / eye / f'{name}.png') for eye in ('left', 'right'))
         label = read_label(self.folder / 'label' / 'labels' / f'{name}.png')
-        if self.remembered is not None:
-            said = read_label(self.remembered / f'{name}.png')
-            label = np.where(np.isfinite(label), label, said)
         return LabelledPair(name, left, right, label)
 
 
@@ -139,9 +125,7 @@ def distil(run: RunFolder) -> dict[str, Any]:
         pruning.save_network(find_student(run.settings.student).network(), start)
     if run.is_main and not plan.is_file():
         write_json(plan, {'steps': _planned(run)})
-    if run.is_main:
-        remember(run)
-    for path in (start, plan, _remembered(run) / 'done.json'):
+    for path in (start, plan):
         run.wait_for(path)
     steps = json.loads(plan.read_text())['steps']
     run.say('distil', f'{steps} steps of {run.settings.batch_size} crops')
@@ -149,40 +133,6 @@ def distil(run: RunFolder) -> dict[str, Any]:
     if run.is_main:
         facts |= blend(run, start, run.folder / facts['checkpoint'])
     return facts
-
-
-def _remembered(run: RunFolder) -> Path:
-    return run.stage('distil') / 'remembered'
-
-
-def remember(run: RunFolder) -> None:
-    """Write what the shipped student says of the pairs that it will learn from, once."""
-    folder = _remembered(run)
-    if (folder / 'done.json').is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    student = ModelMatcher(find_student(run.settings.student).onnx(run.stage('look')), 'cpu')
-    names = run.facts('select')['train']
-    shares = []
-    for done, name in enumerate(names):
-        run.progress('distil', done, len(names), f'what {student.name} says so far')
-        pairs = run.stage('select') / 'pairs'
-        left, right = (read_rgb(pairs / eye / f'{name}.png') for eye in ('left', 'right'))
-        answer = student.match(left, right)
-        # Elsewhere it is the one that errs: what the teacher says next to it should spread there.
-        empty = answer.dense <= AMBIGUOUS_FROM_PX
-        empty |= fits_at_infinity(left, right, answer.dense)
-        # Zero is the mark of the unknown in the files.
-        said = np.where(empty, np.clip(answer.dense, 1 / 256, MOST_PX), np.nan)
-        write_kitti_png(folder / f'{name}.png', said)
-        known = np.isfinite(read_label(run.stage('label') / 'labels' / f'{name}.png'))
-        shares.append(float((empty & ~known).mean()))
-    share = round(float(np.mean(shares)), 4)
-    run.say(
-        'distil',
-        f'{share:.0%} of the pixels, without a label, are learnt as the student sees them',
-    )
-    write_json(folder / 'done.json', {'share': share})
 
 
 def _planned(run: RunFolder) -> int:
@@ -292,5 +242,5 @@ def training_pairs(run: RunFolder) -> MixedPairs:
         )
         for name in ('camera', 'general')
     ]
-    bags = BagPairs(run.folder, run.facts('select')['train'], _remembered(run))
+    bags = BagPairs(run.folder, run.facts('select')['train'])
     return MixedPairs([bags, *pools], [share, camera_share, 1 - share - camera_share])

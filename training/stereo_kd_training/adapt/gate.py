@@ -35,6 +35,7 @@ from stereo_kd_ros.metrics import disparity_metrics
 from stereo_kd_ros.scores import left_right_percent
 from stereo_kd_training.adapt.checks import (
     EQUAL_PX,
+    WORSE_BY,
     Check,
     figures_of,
     pooled,
@@ -56,8 +57,6 @@ SWAP_LIMIT = 0.4
 SHIFTS_PX = (4, 16)
 SHIFT_MEDIAN_PX = 0.5
 SHIFT_OFF_PX = 1.0
-# Percentage points by which mirror and shift may be worse than the shipped student's.
-WORSE_BY = 2.0
 # Two measurements of the same file differ by so much.
 LATENCY_NOISE = 1.05
 # Pairs on which swap and shift are tried.

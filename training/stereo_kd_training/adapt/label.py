@@ -149,7 +149,7 @@ def trusted(
         'left_right': consistency(disparity, disparity_right, 1.0) < np.exp(-limit),
         'edge': disparity_edges(disparity, EDGE_STEP_PX, EDGE_RADIUS_PX),
         'photometric': here > PHOTOMETRIC_LEVELS,
-        'ambiguous': fits_at_infinity(left, right, disparity),
+        'ambiguous': _fits_at_infinity(left, right, disparity, here),
         'confidence': answers[0].confidence < CONFIDENCE,
         'disagreement': np.zeros_like(answered),
     }
@@ -183,16 +183,13 @@ def _differences(left: np.ndarray, right: np.ndarray, disparity: np.ndarray) -> 
     return np.abs(difference - np.median(difference))
 
 
-def fits_at_infinity(left: np.ndarray, right: np.ndarray, disparity: np.ndarray) -> np.ndarray:
-    """(H, W) bool, where no disparity at all explains the pictures as well as this one does.
-
-    Args:
-        left, right: (H, W, 3) uint8 RGB.
-        disparity: (H, W) px.
-    """
+def _fits_at_infinity(
+    left: np.ndarray, right: np.ndarray, disparity: np.ndarray, here: np.ndarray
+) -> np.ndarray:
+    """(H, W) where no disparity at all explains the pictures as well as this one does."""
     window = (AMBIGUOUS_WINDOW_PX, AMBIGUOUS_WINDOW_PX)
     far = cv2.blur(_differences(left, right, np.zeros_like(disparity)), window)
-    near = cv2.blur(_differences(left, right, disparity), window)
+    near = cv2.blur(here, window)
     with np.errstate(invalid='ignore'):
         return (far < near + AMBIGUOUS_LEVELS) & (disparity > AMBIGUOUS_FROM_PX)
 
