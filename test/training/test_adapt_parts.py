@@ -316,7 +316,7 @@ def blended(
     [
         (0.04, 1.0, 1.0, True),
         (0.10, 0.0, 0.7, True),  # of the 4 % that are allowed, and 0.01 px
-        (0.04, 2.2, 0.7, True),  # of 1.6 points
+        (0.04, 1.4, 0.7, True),  # of 1 point
         (9.00, 0.0, 0.5, False),  # the gate's to refuse
         (0.00, 9.0, 0.5, False),
     ],

@@ -38,7 +38,8 @@ from stereo_kd_training.train import between, load_network, predict
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # Of the gate's tolerance: these scenes are others than the gate's.
 ROOM = 0.8
-# Of the bag, for the mirror.
+# The mirror is tried on pairs that were learnt, which drift less than those the gate sees.
+MIRROR_ROOM = 0.5
 MIRRORED_PAIRS = 6
 
 
@@ -83,7 +84,7 @@ def blend(run: RunFolder, start: Path, trained: Path) -> dict[str, Any]:
             {'before': {'truth': old}, 'after': {'truth': new}}
             for old, new in zip(before, after, strict=True)
         ]
-        limit = mirror(0.0) + ROOM * WORSE_BY
+        limit = mirror(0.0) + MIRROR_ROOM * WORSE_BY
         checks = [
             *procedural_checks(records, tolerance),
             Check('mirror', mirror(share), limit, '%', mirror(0.0)),
