@@ -9,6 +9,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from tiny_adaptation import CAMERA, settings, write_drive, write_student  # noqa
 from tiny_models import write_block_matcher  # noqa: E402
 
 from stereo_kd_ros.bag import StereoBag  # noqa: E402
-from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
+from stereo_kd_ros.disparity_io import write_kitti_png, write_pfm  # noqa: E402
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
@@ -30,8 +31,10 @@ from stereo_kd_training.adapt.checks import Check, procedural_checks  # noqa: E4
 from stereo_kd_training.adapt.distil import (  # noqa: E402
     CROPS_PER_PAIR,
     MOST_STEPS,
+    BagPairs,
     MixedPairs,
     planned_steps,
+    remember,
 )
 from stereo_kd_training.adapt.gate import robustness  # noqa: E402
 from stereo_kd_training.adapt.label import trusted  # noqa: E402
@@ -273,6 +276,38 @@ def test_statistics_that_are_kept_do_not_move_in_training() -> None:
     network(torch.rand(2, 3, 8, 8)).sum().backward()
     assert torch.equal(network[1].running_mean, before)
     assert network[0].training and network[1].weight.grad is not None
+
+
+def test_where_there_is_no_label_the_student_is_reminded_of_its_answer(
+    tmp_path: Path,
+) -> None:
+    """A sky above, a texture 7 px away below: labels are below only, and not everywhere there."""
+    asked = settings(
+        tmp_path, tmp_path, student=str(write_block_matcher(tmp_path / 'own.onnx', 48))
+    )
+    run = RunFolder(asked, tmp_path / 'run')
+    left, right = shifted_pair(7, 64, 128, 0)
+    left[:32], right[:32] = 200, 200
+    pairs, labels = run.stage('select') / 'pairs', run.stage('label') / 'labels'
+    for eye, image in (('left', left), ('right', right)):
+        (pairs / eye).mkdir(parents=True)
+        cv2.imwrite(str(pairs / eye / 'a.png'), image[..., ::-1])
+    known = np.full((64, 128), np.nan, np.float32)
+    known[32:, :64] = 9.0
+    labels.mkdir(parents=True)
+    write_kitti_png(labels / 'a.png', known)
+    run.finish('select', {'train': ['a']})
+    lines: list[str] = []
+    run._on_line = lines.append
+    remember(run)
+    remember(run)
+    assert len(lines) == 1 and 'as the student sees them' in lines[0], lines
+    np.testing.assert_array_equal(BagPairs(run.folder, ['a'])[0].disparity, known)
+    told = BagPairs(run.folder, ['a'], run.stage('distil') / 'remembered')[0].disparity
+    assert (told[32:, :64] == 9).all(), 'a label gives way to nothing'
+    assert (told[:24] < 0.01).all(), 'a sky is at 0 for this matcher'
+    texture = told[44:, 72:-12]
+    assert np.isfinite(texture).mean() > 0.9 and abs(np.nanmedian(texture) - 7) < 0.1
 
 
 # How far to go

@@ -4,10 +4,13 @@
 
 The labels carry the teacher's knowledge and nothing else, or ground truth where there is some;
 they are learnt with the loss that the shipped students learnt with, so that every output of the
-network goes on being trained, its confidence too.
+network goes on being trained, its confidence too. Where the teacher is not to be believed, as in a
+sky, the student is reminded of what it said itself: what nobody asks for drifts (learning without
+forgetting, Li and Hoiem 2016).
 
     plan.json      how many steps: asked for, or what fits into the minutes; decided once
     start.pt       the student as it was
+    remembered/    what it said, where it was sure; in the format of the labels
     a training run, see `train`
     between/       how far to go from the one to the other, see `blend`
 """
@@ -25,9 +28,11 @@ from typing import Any
 import numpy as np
 
 from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.disparity_io import write_kitti_png
+from stereo_kd_ros.evaluation import ModelMatcher
 from stereo_kd_training import prune as pruning
 from stereo_kd_training.adapt.blend import blend
-from stereo_kd_training.adapt.label import read_label
+from stereo_kd_training.adapt.label import MOST_PX, read_label
 from stereo_kd_training.adapt.look import PictureStatistics, crop_size
 from stereo_kd_training.adapt.render import CAMERA_SHARE, CameraPairs
 from stereo_kd_training.adapt.settings import AdaptSettings, RunFolder, write_json
@@ -42,6 +47,8 @@ from stereo_kd_training.train import Trainer, TrainingConfig, load_network
 # How often a pair of the bags is shown, in another crop each time, where no steps are asked for.
 CROPS_PER_PAIR = 24
 MOST_STEPS = 3000
+# What the student was less sure of than this it need not remember.
+REMEMBERED_CONFIDENCE = 0.5
 # Decoding a picture takes as long as training on a part of it.
 _REMEMBERED_BYTES = 1_000_000_000
 
@@ -62,10 +69,11 @@ class BagPairs(Sequence[LabelledPair]):
     Args:
         folder: of the adaptation.
         names: of the pairs.
+        remembered: folder of answers that take the place of labels where there are none.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder, self.names = folder, list(names)
+    def __init__(self, folder: Path, names: Sequence[str], remembered: Path | None = None) -> None:
+        self.folder, self.names, self.remembered = folder, list(names), remembered
         self._read: Any = self._from_disk
         if self.names:
             pair = self._from_disk(self.names[0])
@@ -82,6 +90,9 @@ class BagPairs(Sequence[LabelledPair]):
         pairs = self.folder / 'select' / 'pairs'
         left, right = (read_rgb(pairs / eye / f'{name}.png') for eye in ('left', 'right'))
         label = read_label(self.folder / 'label' / 'labels' / f'{name}.png')
+        if self.remembered is not None:
+            said = read_label(self.remembered / f'{name}.png')
+            label = np.where(np.isfinite(label), label, said)
         return LabelledPair(name, left, right, label)
 
 
@@ -125,7 +136,9 @@ def distil(run: RunFolder) -> dict[str, Any]:
         pruning.save_network(find_student(run.settings.student).network(), start)
     if run.is_main and not plan.is_file():
         write_json(plan, {'steps': _planned(run)})
-    for path in (start, plan):
+    if run.is_main:
+        remember(run)
+    for path in (start, plan, _remembered(run) / 'done.json'):
         run.wait_for(path)
     steps = json.loads(plan.read_text())['steps']
     run.say('distil', f'{steps} steps of {run.settings.batch_size} crops')
@@ -133,6 +146,40 @@ def distil(run: RunFolder) -> dict[str, Any]:
     if run.is_main:
         facts |= blend(run, start, run.folder / facts['checkpoint'])
     return facts
+
+
+def _remembered(run: RunFolder) -> Path:
+    return run.stage('distil') / 'remembered'
+
+
+def remember(run: RunFolder) -> None:
+    """Write what the shipped student says of the pairs that it will learn from, once."""
+    folder = _remembered(run)
+    if (folder / 'done.json').is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    student = ModelMatcher(find_student(run.settings.student).onnx(run.stage('look')), 'cpu')
+    names = run.facts('select')['train']
+    shares = []
+    for done, name in enumerate(names):
+        run.progress('distil', done, len(names), f'what {student.name} says so far')
+        pairs = run.stage('select') / 'pairs'
+        left, right = (read_rgb(pairs / eye / f'{name}.png') for eye in ('left', 'right'))
+        answer = student.match(left, right)
+        sure = (answer.dense >= 0) & (answer.dense < MOST_PX)
+        if answer.confidence is not None:
+            sure &= answer.confidence >= REMEMBERED_CONFIDENCE
+        # Zero is the mark of the unknown in the files.
+        said = np.where(sure, np.maximum(answer.dense, 1 / 256), np.nan)
+        write_kitti_png(folder / f'{name}.png', said)
+        known = np.isfinite(read_label(run.stage('label') / 'labels' / f'{name}.png'))
+        shares.append(float((sure & ~known).mean()))
+    share = round(float(np.mean(shares)), 4)
+    run.say(
+        'distil',
+        f'{share:.0%} of the pixels, without a label, are learnt as the student sees them',
+    )
+    write_json(folder / 'done.json', {'share': share})
 
 
 def _planned(run: RunFolder) -> int:
@@ -242,5 +289,5 @@ def training_pairs(run: RunFolder) -> MixedPairs:
         )
         for name in ('camera', 'general')
     ]
-    bags = BagPairs(run.folder, run.facts('select')['train'])
+    bags = BagPairs(run.folder, run.facts('select')['train'], _remembered(run))
     return MixedPairs([bags, *pools], [share, camera_share, 1 - share - camera_share])
