@@ -9,15 +9,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch', reason='the training extra is not installed')
 
+from ros_free_pairs import shifted_pair  # noqa: E402
 from tiny_adaptation import CAMERA, PAIRS, settings, write_assets, write_drive  # noqa: E402
 from tiny_models import write_block_matcher  # noqa: E402
 from two_processes import run_in_two_processes  # noqa: E402
 
+from stereo_kd_ros.bag import StereoBagWriter  # noqa: E402
 from stereo_kd_ros.camera import StereoCamera, calibration_record  # noqa: E402
 from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
 from stereo_kd_training.adapt.run import adapt, plan  # noqa: E402
@@ -277,9 +280,14 @@ def test_an_absent_teacher_is_refused(
 
 
 def test_a_teacher_that_answers_something_else_is_refused(assets: Path, tmp_path: Path) -> None:
-    """It sees 2 px at most: an adapter with a wrong scale looks like that."""
+    """It sees 2 px at most, of 12: an adapter with a wrong scale looks like that."""
+    with StereoBagWriter(tmp_path / 'shifted') as bag:
+        for index in range(PAIRS):
+            views = shifted_pair(12, CAMERA.height, CAMERA.width, index)
+            soft = (cv2.GaussianBlur(view, (0, 0), 2) for view in views)
+            bag.write_pair(10**9 + index * 100_000_000, *soft, CAMERA)
     blind = write_block_matcher(tmp_path / 'blind.onnx', 2)
-    asked = settings(assets, tmp_path, teachers=[str(blind)])
+    asked = settings(assets, tmp_path, bags=[str(tmp_path / 'shifted')], teachers=[str(blind)])
     refused(asked, tmp_path, 'teacher blind differs by .* px from half of the corners')
 
 
