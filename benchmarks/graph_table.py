@@ -35,6 +35,12 @@ HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 # What a variant is, and whether the export has it (True), or it was tried and thrown away.
 VARIANTS: dict[str, tuple[str, bool]] = {
     'as_shipped': ('the export as it is', True),
+    'without_input': (
+        'bytes normalised as rows of channels last -> as planes, turned first',
+        True,
+    ),
+    'without_scale': ('volume scaled by a convolution -> by a product, kept in FP32', True),
+    'without_upsampling': ('nine convolutions for nine parts -> one, cut up', True),
     'without_volume': ('volume by blocks -> a whole row against a whole row', True),
     'without_regression': ('regression by maxima and sums -> ArgMax and Where', True),
     'without_confidence': ('x4 bilinear as sums -> Resize', True),
@@ -45,10 +51,10 @@ VARIANTS: dict[str, tuple[str, bool]] = {
         True,
     ),
     'volume_by_gather': ('volume by blocks -> band cut out of the row product by Gather', True),
-    'softmax_upsampling': ('nine parts, exp and sums -> Softmax over 9, sum', True),
+    'softmax_upsampling': ('one map, nine parts, exp and sums -> Softmax over 9, sum', True),
     'unfused_batch_norm': ('batch norms folded -> left in the file', True),
-    'upsampling_in_parts': ('exp of all weights, then nine parts -> nine parts, then exp', False),
-    'upsampling_by_reduction': ('nine parts -> 5-D product and ReduceSum', False),
+    'upsampling_in_parts': ('one map, exp, then nine parts -> nine parts, then exp', False),
+    'upsampling_by_reduction': ('one map, nine parts -> 5-D product and ReduceSum', False),
     'one_normalisation': ('both views normalised apart -> together', False),
     'guide_of_both_views': ('left stem cut out -> guide of both views, cut out after', False),
     'views_apart': ('both views as one batch -> one after the other', False),
@@ -155,7 +161,9 @@ def changed(name: str) -> Iterator[None]:
         yield
         return
     owner, attribute, form = places[name]
-    with mock.patch.object(owner, attribute, form):
+    # A form of the upsampling takes all weights in one map, not those of nine convolutions.
+    left_out = ('upsampling',) if attribute == 'convex_upsample' else ()
+    with deployed.without(*left_out), mock.patch.object(owner, attribute, form):
         yield
 
 
@@ -164,7 +172,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
     import torch
     import torch.nn.functional as F
 
-    from stereo_kd_training.networks import deployed, kestrel
+    from stereo_kd_training.networks import deployed
     from stereo_kd_training.networks.base import StereoOutput, split_views
 
     def softmax_regression(logits, hypotheses, radius):
@@ -248,7 +256,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
             guide = split_views(self.guide(stems))[0] if guide_both else self.guide(stem_left)
             weights = self.upsampling(torch.cat((guide, x4), 1))
-            logits = residual + self.correlation_scale * volume
+            logits = residual + self.scaling(volume, self.correlation_scale)
             radius = self.window or self.hypotheses
             coarse, mass = deployed.window_regression(logits, self.bins, radius)
             if self.calibration is None:
@@ -256,7 +264,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             else:
                 sure = self.calibration(confidence, mass, logits, 4 * self.bins, 4 * coarse)
             fine = deployed.bilinear(sure, 4)
-            disparity = kestrel.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
+            disparity = deployed.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 
         return run

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from stereo_kd_training.networks import deployed  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    convex_upsample,
     correlation_volume,
     window_regression,
 )
@@ -75,6 +76,39 @@ def test_the_sums_are_bilinear(seeded, size, factor):
     )
 
 
+def test_bytes_are_normalised_and_padded_alike(seeded):
+    image = torch.randint(0, 256, (2, 5, 7, 3), generator=seeded, dtype=torch.uint8)
+    network = create('kestrel', **TINY)
+    pad = [0, 9, 0, 3]
+    expected = network.normalize(F.pad(image.permute(0, 3, 1, 2).float(), pad, mode='replicate'))
+    found = deployed.normalised(image, pad, *network.normalisation)
+    assert found.shape == (2, 3, 8, 16)
+    torch.testing.assert_close(found, expected)
+    # by hand: what continues a picture is its last pixel
+    red = (image[1, 4, 6, 0].item() / 255 - 0.485) / 0.229
+    assert found[1, 0, 7, 15].item() == pytest.approx(red, abs=1e-5)
+
+
+def test_a_volume_is_scaled_channel_by_channel(seeded):
+    volume = torch.randn(2, 6, 3, 4, generator=seeded)
+    torch.testing.assert_close(deployed.scaled(volume, torch.tensor(2.5), 6), 2.5 * volume)
+
+
+@pytest.mark.parametrize('factor', [2, 3, 4])
+def test_upsampling_by_nine_convolutions_is_that_by_one(seeded, factor):
+    features = torch.randn(2, 5, 3, 4, generator=seeded)
+    # beyond the limit of 10 as well
+    weight = 20 * torch.randn(9 * factor**2, 5, 1, 1, generator=seeded)
+    bias = torch.randn(9 * factor**2, generator=seeded)
+    coarse = 100 * torch.rand(2, 1, 3, 4, generator=seeded)
+    parts = deployed.in_parts(features, weight, bias, 9)
+    assert [part.shape[1] for part in parts] == 9 * [factor**2]
+    torch.testing.assert_close(
+        deployed.convex_upsample(coarse, parts, factor),
+        convex_upsample(coarse, F.conv2d(features, weight, bias), factor),
+    )
+
+
 def operators(network, path) -> set[str]:
     export_network(network, path, sizes=((64, 96),))
     return {node.op_type for node in onnx.load(path).graph.node}
@@ -89,6 +123,41 @@ def test_forms_are_traced_unless_left_out(tmp_path):
         assert 'ArgMax' in operators(network, tmp_path / 'without.onnx')
     assert not deployed.deployed('regression')
     assert operators(network, tmp_path / 'with.onnx') & replaced == {'Resize'}
+
+
+def graph(network, path):
+    export_network(network, path, sizes=((64, 96),))
+    return onnx.load(path).graph
+
+
+def test_no_map_is_turned_before_it_is_normalised(tmp_path):
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY).eval()
+
+    def turned(path) -> int:
+        """How many operators turn bytes, or bytes as numbers."""
+        nodes = graph(network, path).node
+        bytes_of = {'left', 'right'}
+        bytes_of |= {n.output[0] for n in nodes if n.op_type == 'Cast' and n.input[0] in bytes_of}
+        return sum(n.op_type == 'Transpose' and n.input[0] in bytes_of for n in nodes)
+
+    assert turned(tmp_path / 'with.onnx') == 0
+    with deployed.without('input'):
+        assert turned(tmp_path / 'without.onnx') == 2
+
+
+def test_an_upsampling_is_written_in_nine_and_read_back_as_one(tmp_path):
+    from stereo_kd_training.networks.shipped import load_shipped
+
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY).eval()
+    path = tmp_path / 'nine.onnx'
+    nodes = [n.name for n in graph(network, path).node if n.op_type == 'Conv']
+    assert sum('/upsampling/upsampling.1/' in name for name in nodes) == 9
+    assert sum('/scaling/' in name for name in nodes) == 1
+    found, expected = load_shipped(path).state_dict(), network.state_dict()
+    for name in ('upsampling.1.weight', 'upsampling.1.bias', 'correlation_scale'):
+        torch.testing.assert_close(found[name], expected[name])
 
 
 def test_a_papers_regression_is_traced_without_softmax(tmp_path):

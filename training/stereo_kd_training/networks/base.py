@@ -171,13 +171,27 @@ class StereoNetwork(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand of each channel, (3,) twice, that take [0, 255] to `normalize`'s."""
+        return (1.0 / (255.0 * self.std)).flatten(), -(self.mean / self.std).flatten()
+
     def normalize(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [0, 255] to the network's own scale."""
         # One pass less than (image / 255 - mean) / std, and no division.
-        return image * (1.0 / (255.0 * self.std)) - self.mean / self.std
+        scale, offset = self.normalisation
+        return image * scale.view(1, 3, 1, 1) + offset.view(1, 3, 1, 1)
 
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         raise NotImplementedError
+
+    def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters that an exported file holds as the weight of a convolution.
+
+        Args:
+            convolutions: weights by the name of the module that each was written for.
+        """
+        return {}
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict to start from, made of one that need not be of exactly this network."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stereo_kd_training.networks import deployed
 from stereo_kd_training.networks.base import StereoNetwork
 
 
@@ -30,8 +31,12 @@ class ContractModel(nn.Module):
         pad = [0, (stride - width % stride) % stride, 0, (stride - height % stride) % stride]
         images = []
         for image in (left, right):
-            planes = image.permute(0, 3, 1, 2).float()
-            images.append(self.network.normalize(F.pad(planes, pad, mode='replicate')))
+            if deployed.deployed('input'):
+                scale, offset = self.network.normalisation
+                images.append(deployed.normalised(image, pad, scale, offset))
+            else:
+                planes = image.permute(0, 3, 1, 2).float()
+                images.append(self.network.normalize(F.pad(planes, pad, mode='replicate')))
         output = self.network(*images)
         disparity = output.disparity[:, :height, :width].clamp(min=0.0)
         if output.confidence is None:

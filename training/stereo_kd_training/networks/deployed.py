@@ -9,7 +9,8 @@ and the tests hold both to the same numbers. What each one wins, and others that
 measured by `benchmarks/graph_table.py`, which leaves them out one by one (`without`).
 
 Nothing behind the logits may be a convolution or a matrix product: OpenVINO in BF16 computes in
-FP32 only what lies behind the last of those, and a disparity of 100 px needs it.
+FP32 only what lies behind the last of those, and a disparity of 100 px needs it. What lies before
+is better off as one: a map between two of them stays in BF16, and in the layout of both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FORMS = ('volume', 'regression', 'confidence')
+FORMS = ('input', 'volume', 'scale', 'regression', 'upsampling', 'confidence')
 
 _left_out: frozenset[str] = frozenset()
 
@@ -47,6 +48,61 @@ def without(*forms: str) -> Iterator[None]:
         yield
     finally:
         _left_out = before
+
+
+def normalised(image: Tensor, pad: list[int], scale: Tensor, offset: Tensor) -> Tensor:
+    """`scale` * `image` + `offset`, padded by replication: bytes (B, H, W, 3) to (B, 3, H', W').
+
+    Channels change places after all arithmetic and next to the first convolution, into whose own
+    layout a runtime folds that. A row of three channels is one row of 3 W numbers, so that vectors
+    are filled.
+
+    Args:
+        image: (B, H, W, 3).
+        pad: to the left, right, top and bottom [px], as of `torch.nn.functional.pad`.
+        scale: of each channel, (3,).
+        offset: of each channel, (3,).
+    """
+    batch, height, width, channels = image.shape
+    rows = image.reshape(batch, height, width * channels).float()
+    rows = rows * scale.repeat(width) + offset.repeat(width)
+    # Replication pads the last three axes of five.
+    volume = rows.reshape(1, batch, height, width, channels)
+    return F.pad(volume, [0, 0, *pad], mode='replicate')[0].permute(0, 3, 1, 2)
+
+
+def scaled(volume: Tensor, scale: Tensor, channels: int) -> Tensor:
+    """`scale` * `volume`, a scalar and (B, D, h, w), as a convolution of each channel for itself.
+
+    `channels` is D as a number, which a traced shape is not.
+    """
+    # A product with a constant is folded into the weight that a file holds.
+    return F.conv2d(volume, scale * torch.ones(channels, 1, 1, 1), groups=channels)
+
+
+def in_parts(features: Tensor, weight: Tensor, bias: Tensor, parts: int) -> list[Tensor]:
+    """A convolution of (B, c, h, w) whose answers are wanted in `parts` of equally many channels.
+
+    Cut out of one answer each part is a copy; a convolution of its own writes it where it is read.
+    """
+    return [
+        F.conv2d(features, part, shift)
+        for part, shift in zip(weight.chunk(parts), bias.chunk(parts))
+    ]
+
+
+def convex_upsample(coarse: Tensor, parts: list[Tensor], factor: int) -> Tensor:
+    """`kestrel.convex_upsample` by a map of weights (B, factor**2, h, w) for each neighbour."""
+    height, width = coarse.shape[2:]
+    padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
+    weighted, total = None, None
+    for k, part in enumerate(parts):
+        y, x = divmod(k, 3)
+        share = torch.exp(part.clamp(-10.0, 10.0))
+        term = share * padded[:, :, y : y + height, x : x + width]
+        weighted = term if weighted is None else weighted + term
+        total = share if total is None else total + share
+    return F.pixel_shuffle(weighted / total, factor)
 
 
 def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:

@@ -211,6 +211,28 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     return expected, within / likelihood.sum(1, keepdim=True)
 
 
+class _ConvexWeights(nn.Conv2d):
+    """Logits of the convex weights (B, 9 * cell**2, h, w); traced, nine maps that make them up."""
+
+    def forward(self, features: Tensor) -> Tensor | list[Tensor]:
+        if deployed.deployed('upsampling'):
+            return deployed.in_parts(features, self.weight, self.bias, 9)
+        return super().forward(features)
+
+
+class _Scale(nn.Module):
+    """A scalar times a volume; a module, so that what is traced of it has a name."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, volume: Tensor, scale: Tensor) -> Tensor:
+        if deployed.deployed('scale'):
+            return deployed.scaled(volume, scale, self.channels).float()
+        return scale * volume.float()
+
+
 @opaque()
 def convex_upsample(coarse: Tensor, weights: Tensor, factor: int) -> Tensor:
     """(B, 1, h, w) to (B, 1, factor*h, factor*w) by convex weights (B, 9 * factor**2, h, w).
@@ -283,10 +305,11 @@ class Kestrel(StereoNetwork):
             self.hypotheses, context, tuple(aggregation), tuple(blocks), expansion
         )
         self.correlation_scale = nn.Parameter(torch.tensor(10.0))
+        self.scaling = _Scale(self.hypotheses)
         guide = 32
         self.guide = conv_bn(stem, guide, 3, 2)
         self.upsampling = nn.Sequential(
-            conv_bn(guide + aggregation[0], 48, 1), nn.Conv2d(48, 9 * cell_px**2, 1)
+            conv_bn(guide + aggregation[0], 48, 1), _ConvexWeights(48, 9 * cell_px**2, 1)
         )
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
@@ -327,6 +350,11 @@ class Kestrel(StereoNetwork):
                 state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
         return state
 
+    def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `StereoNetwork.recovered`: a file scales the volume by a convolution."""
+        weight = convolutions.get('scaling')
+        return {} if weight is None else {'correlation_scale': weight.flatten()[0]}
+
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         cell = self.cell_px
         views = torch.cat((left, right), 0)
@@ -347,12 +375,16 @@ class Kestrel(StereoNetwork):
         # the meta device, on which complexity is counted, has no autocast of its own
         device_type = 'cpu' if left.is_meta else left.device.type
         with torch.autocast(device_type, enabled=False):
-            logits = residual.float() + self.correlation_scale * volume.float()
+            logits = residual.float() + self.scaling(volume, self.correlation_scale)
             radius = self.window or self.hypotheses
             spelt_out = deployed.deployed('regression')
             regress = deployed.window_regression if spelt_out else window_regression
             coarse, mass = regress(logits, self.bins, radius)
-            disparity = convex_upsample(cell * coarse, weights.float(), cell)[:, 0]
+            if isinstance(weights, list):
+                fine_disparity = deployed.convex_upsample(cell * coarse, weights, cell)
+            else:
+                fine_disparity = convex_upsample(cell * coarse, weights.float(), cell)
+            disparity = fine_disparity[:, 0]
             if self.calibration is None:
                 confidence = torch.sigmoid(confidence.float()) * mass
             else:

@@ -61,6 +61,7 @@ def load_shipped(path: str | Path, pairs: int = STATISTICS_PAIRS) -> StereoNetwo
     named, scoped = _weights(path)
     state = network.state_dict()
     left = {name for name, _ in network.named_parameters()}
+    named.update(network.recovered({name: weight for name, (weight, _) in scoped.items()}))
     for name, value in named.items():
         if name in left:
             _set(state, name, value, path)
@@ -120,7 +121,7 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Ten
     }
     prefix = _SCOPE.strip('/') + '.'
     named = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    scoped = {}
+    found: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
     for node in graph.node:
         if node.op_type not in ('Conv', 'ConvTranspose') or not node.name.startswith(_SCOPE):
             continue
@@ -133,8 +134,15 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Ten
         if len(node.input) > 1 and node.input[1] in values:
             bias = values.get(node.input[2]) if len(node.input) > 2 else None
             # Called twice, a module's second call shares the weights of its first.
-            scoped.setdefault('.'.join(parts), (values[node.input[1]], bias))
-    return named, scoped
+            found.setdefault('.'.join(parts), {})[node.input[1]] = (values[node.input[1]], bias)
+    return named, {name: _joined(list(parts.values())) for name, parts in found.items()}
+
+
+def _joined(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution that was written in parts of its answers."""
+    weight = torch.cat([weight for weight, _ in parts])
+    biases = [bias for _, bias in parts if bias is not None]
+    return weight, torch.cat(biases) if len(biases) == len(parts) else None
 
 
 def _generated(seed: int) -> tuple[Tensor, Tensor]:
