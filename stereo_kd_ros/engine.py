@@ -689,7 +689,6 @@ def _create_session(
     """
     wanted = EXECUTION_PROVIDERS[name]
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Whatever goes wrong comes back as an exception; printed as well it would only repeat.
     options.log_severity_level = FATAL_ONLY
     options.inter_op_num_threads = 1
@@ -702,16 +701,10 @@ def _create_session(
         options.add_free_dimension_override_by_name(dimension, length)
     if name in ON_GPU:
         _find_nvidia_libraries()
+    chosen = _provider_options(name, threads, precision, gpu or GpuOptions(), profile, cache)
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=_provider_options(
-                name, threads, precision, gpu or GpuOptions(), profile, cache
-            ),
-            enable_fallback=0,
-        )
+        session = _open_session(path, options, chosen)
     except Exception as error:
         if name == 'cpu':
             raise ModelError(
@@ -730,6 +723,31 @@ def _create_session(
     except ModelError as error:
         raise ModelError(f'{path} breaks the contract: {error}') from error
     return session
+
+
+def _open_session(path: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
+    """A session, for OpenVINO of the graph as it stands in the file where no other opens.
+
+    What ONNX Runtime makes of a quantised graph of any size, OpenVINO's provider takes for one
+    with a cycle (onnxruntime-openvino 1.24).
+    """
+    level = onnxruntime.GraphOptimizationLevel
+
+    def opened(optimised: Any) -> Any:
+        options.graph_optimization_level = optimised
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=providers, enable_fallback=0
+        )
+
+    try:
+        return opened(level.ORT_ENABLE_ALL)
+    except Exception as first:
+        if providers[0][0] != EXECUTION_PROVIDERS['openvino']:
+            raise
+        try:
+            return opened(level.ORT_DISABLE_ALL)
+        except Exception:
+            raise first from None
 
 
 def _find_nvidia_libraries() -> None:

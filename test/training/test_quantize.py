@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip('torch', reason='training needs torch')
 onnx = pytest.importorskip('onnx', reason='export needs onnx')
 
+import onnxruntime  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
@@ -95,6 +96,20 @@ def measured(monkeypatch, epe_px) -> None:
         return epe_px(blocks)
 
     monkeypatch.setattr(module, '_epe', epe)
+
+
+@pytest.mark.skipif(
+    'OpenVINOExecutionProvider' not in onnxruntime.get_available_providers(),
+    reason='needs onnxruntime-openvino',
+)
+@pytest.mark.parametrize('precision', ['int8', 'fp16'])
+def test_openvino_takes_it_for_any_size(source, tmp_path, precision):
+    out = tmp_path / 'variant.onnx'
+    quantize(source, out, precision, limit=10.0, **SMALL)
+    left, right = (image[0] for image in example_pair(75, 110, seed=4))
+    found = StereoEngine(out, 'openvino', threads=1, precision='fp32').infer(left, right)
+    expected = StereoEngine(out, 'cpu', threads=1).infer(left, right)
+    assert np.median(np.abs(found.disparity - expected.disparity)) < 0.1
 
 
 def test_the_blocks_that_cost_most_stay_float(source, tmp_path, monkeypatch):

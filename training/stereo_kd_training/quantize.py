@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import os
 import re
@@ -276,6 +277,11 @@ class _Int8Maker:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         wanted = [name for block in blocks for name in self.blocks[block]]
+        # Ranges are taken once, with the first variant, which is of all blocks, where onnxruntime
+        # can keep them (1.25 and later).
+        ranges = {'calibration_cache_path': str(self.folder / 'ranges')}
+        if 'calibration_cache_path' not in inspect.signature(quantize_static).parameters:
+            ranges = {}
         with _quiet():
             quantize_static(
                 str(self._source),
@@ -287,8 +293,7 @@ class _Int8Maker:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                # Ranges of all blocks are taken once; the first variant is of all of them.
-                calibration_cache_path=str(self.folder / 'ranges'),
+                **ranges,
             )
 
 
