@@ -167,3 +167,26 @@ def test_a_shipped_file_is_written_anew_with_its_answers_and_manifest(exported, 
         for file in (path, again)
     )
     assert np.median(np.abs(first - second)) < 1e-3
+
+
+def test_a_tempered_file_says_so_and_keeps_no_figures_of_its_source(network, tmp_path):
+    source, out = tmp_path / 'source.onnx', tmp_path / 'soft.onnx'
+    manifest = replace(
+        build_manifest(network, 'soft'),
+        metrics={'sets': {}},
+        extra={'confidence': {'pairs': 3}, 'steps': 7},
+    )
+    export_network(network, source, manifest, sizes=SIZES[:1])
+    asked = ['--temperature', '1.25', '--version', '2.0.0']
+    result = CliRunner().invoke(app, ['export', str(source), '-o', str(out), *asked])
+    assert result.exit_code == 0, result.output
+    written = read_manifest(out)
+    assert (written.version, written.metrics) == ('2.0.0', {})
+    assert written.extra == {'steps': 7, 'temperature': 1.25}
+    result = CliRunner().invoke(app, ['export', str(out), '-o', str(out), *asked])
+    assert read_manifest(out).extra['temperature'] == 1.5625
+    left, right = (image[0] for image in example_pair(75, 110, seed=4))
+    hard, soft = (
+        StereoEngine(f, provider='cpu', threads=1).infer(left, right) for f in (source, out)
+    )
+    assert not np.array_equal(hard.disparity, soft.disparity)

@@ -167,3 +167,19 @@ def test_unknown_names_and_options_are_explained():
         create('kestral')
     with pytest.raises(NetworkError, match='wings'):
         create('kestrel', wings=2)
+
+
+def test_a_temperature_softens_the_distribution_and_nothing_else():
+    torch.manual_seed(3)
+    network = create('kestrel', **TINY).eval()
+    left, right = (torch.randn(1, 3, 32, 64) for _ in range(2))
+    with torch.no_grad():
+        before = network(left, right)
+        network.temper(2.0)
+        after = network(left, right)
+    torch.testing.assert_close(after.logits[0], before.logits[0] / 2)
+    torch.testing.assert_close(after.features['volume'], before.features['volume'])
+    with pytest.raises(NetworkError, match='expected more than 0'):
+        network.temper(0.0)
+    with pytest.raises(NetworkError, match='anynet has no temperature'):
+        create('anynet').temper(2.0)

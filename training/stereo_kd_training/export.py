@@ -152,19 +152,28 @@ def earlier_sources(path: Path, known: Sequence[dict[str, Any]]) -> list[dict[st
 
 
 def export_again(
-    source: Path | str, path: Path | str, fixed_size: tuple[int, int] | None = None
+    source: Path | str,
+    path: Path | str,
+    fixed_size: tuple[int, int] | None = None,
+    *,
+    temperature: float = 1.0,
+    version: str | None = None,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
-    Weights, answers and all that the manifest says but the exporter stay.
+    Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
+    another than 1: then figures and calibration of the source are left out, being another's.
 
     Args:
         source: a file of `export_network`.
         path: the .onnx file to write; may be the same.
         fixed_size: as of `export_network`.
+        temperature: as of `StereoNetwork.temper`; written into the manifest.
+        version: of the new file; the source's without.
 
     Raises:
         ShippedModelError: no network can be rebuilt from the source.
+        NetworkError: it has no temperature.
         ExportError: as of `export_network`.
     """
     from stereo_kd_ros.model import read_manifest
@@ -172,9 +181,19 @@ def export_again(
 
     network = load_shipped(source)
     manifest = read_manifest(source)
+    if temperature != 1.0:
+        network.temper(temperature)
+        before = manifest.extra.get('temperature', 1.0)
+        extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
+        extra['temperature'] = round(before * temperature, 6)
+        manifest = replace(manifest, metrics={}, extra=extra)
     now = build_manifest(network, manifest.name)
     manifest = replace(
-        manifest, weights_sha256=now.weights_sha256, exporter=now.exporter, opset=now.opset
+        manifest,
+        version=version or manifest.version,
+        weights_sha256=now.weights_sha256,
+        exporter=now.exporter,
+        opset=now.opset,
     )
     return export_network(network, path, manifest, fixed_size=fixed_size)
 

@@ -126,7 +126,9 @@ def export(
     ],
     out: Annotated[Path, typer.Option('--out', '-o', help='The .onnx file to write.')],
     name: Annotated[str | None, typer.Option(help='Model name; the file stem without.')] = None,
-    version: Annotated[str, typer.Option(help='Model version.')] = '0.1.0',
+    version: Annotated[
+        str | None, typer.Option(help='Model version; 0.1.0 without, or that of the file.')
+    ] = None,
     licence: Annotated[str, typer.Option(help='SPDX licence of the weights.')] = 'Apache-2.0',
     pool: Annotated[
         list[Path] | None, typer.Option(help='Pools it was trained on, for the manifest.')
@@ -140,6 +142,10 @@ def export(
     share: Annotated[
         float,
         typer.Option(min=0, max=1, help='How far from the weights of --after (0) to its own (1).'),
+    ] = 1.0,
+    temperature: Annotated[
+        float,
+        typer.Option(help='Divides the logits: above 1 softens the distribution of disparities.'),
     ] = 1.0,
     teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
@@ -176,7 +182,8 @@ def export(
                 f'--share is for what training made of a file; {run} is a file: give the run '
                 'folder, and the file as --after'
             )
-        _print_parities(export_again(run, out, size), out)
+        parities = export_again(run, out, size, temperature=temperature, version=version)
+        _print_parities(parities, out)
         return
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
@@ -184,6 +191,10 @@ def export(
         if after is None:
             raise TrainingError('--share needs --after, the file whose weights the run began with')
         network = _part_of_the_way(after, network, share)
+    extra: dict[str, Any] = {'steps': state.get('step'), 'share': share}
+    if temperature != 1.0:
+        network.temper(temperature)
+        extra['temperature'] = temperature
     training_data = training_sources([PairPool(folder).manifest for folder in pool or []])
     history: dict[str, Any] = {'teacher': teacher}
     if after is not None:
@@ -200,13 +211,13 @@ def export(
     manifest = build_manifest(
         network,
         name or out.stem,
-        version=version,
+        version=version or '0.1.0',
         licence=licence,
         training_data=training_data,
         **history,
         metrics=figures,
         macs_640x480=complexity(network).macs,
-        extra={'steps': state.get('step'), 'training': training, 'share': share},
+        extra={**extra, 'training': training},
     )
     _print_parities(export_network(network, out, manifest, fixed_size=size), out)
 

@@ -185,6 +185,17 @@ class StereoNetwork(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         raise NotImplementedError
 
+    def temper(self, temperature: float) -> None:
+        """Divide every logit by `temperature`: above 1 the distribution of disparities is softer.
+
+        Raises:
+            NetworkError: this network has no logits that could be.
+        """
+        raise NetworkError(
+            f'{self.configuration.get("name", type(self).__name__)} has no temperature; '
+            'kestrel has one'
+        )
+
     def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
         """Parameters that an exported file holds as the weight of a convolution.
 

@@ -350,6 +350,19 @@ class Kestrel(StereoNetwork):
                 state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
         return state
 
+    @torch.no_grad()
+    def temper(self, temperature: float) -> None:
+        """See `StereoNetwork.temper`; both summands of the logits are divided in place.
+
+        Raises:
+            NetworkError: `temperature` is not above 0.
+        """
+        if not temperature > 0:
+            raise NetworkError(f'temperature is {temperature}, expected more than 0')
+        logits = self.aggregation.logits
+        for parameter in (logits.weight, logits.bias, self.correlation_scale):
+            parameter.div_(temperature)
+
     def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `StereoNetwork.recovered`: a file scales the volume by a convolution."""
         weight = convolutions.get('scaling')
