@@ -380,15 +380,26 @@ def matcher_method(name: str) -> Method:
 
 
 def peer_method(text: str, threads: int | None = None) -> Method:
-    """Parse a command line peer: a matcher's name, NAME=FILE.onnx or NAME=FILE.onnx@YAML.
+    """Parse a command line peer: a matcher's name, NAME=FILE.onnx[@YAML], or ensemble=TEACHER.
 
     Raises:
         EvaluationError: unknown matcher.
         OnnxPeerError: the file or its adapter is at fault, or the adapter is unknown.
+        TeacherError: an ensemble of what is no teacher.
     """
+    from stereo_kd_training.adapt.teachers import ENSEMBLE, open_teacher
+
     name, separator, file = text.partition('=')
     if not separator:
         return matcher_method(name)
+    if name == ENSEMBLE:
+        teacher = open_teacher(text, threads=threads).teacher
+
+        def predict(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            answer = teacher.predict(left, right)
+            return np.nan_to_num(answer.disparity), answer.confidence
+
+        return Method(teacher.name, predict, 'peer', None, {'fingerprint': teacher.fingerprint})
     network = open_onnx_peer(name, file, threads)
     return Method(name, network, 'peer', network.identity, {'file': network.path.name})
 

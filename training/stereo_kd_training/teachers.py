@@ -118,10 +118,12 @@ class Teacher(ABC):
     Attributes:
         name: for tables and logs.
         fingerprint: hexadecimal; changes whenever the answers might.
+        max_disparity_px: the largest it can answer, where that is known.
     """
 
     name: str
     fingerprint: str
+    max_disparity_px: float | None = None
 
     @abstractmethod
     def predict(self, left: np.ndarray, right: np.ndarray, name: str = '') -> Prediction:
@@ -159,6 +161,7 @@ class TorchTeacher(Teacher):
         self.top_k = top_k
         self.cell = cell
         self.device = torch.device(device)
+        self.max_disparity_px = float(network.max_disparity_px)
         self.name = str(network.configuration.get('name', type(network).__name__.lower()))
         kept = f'top_k={top_k}' + (f' cell={cell}' if top_k and cell > 1 else '')
         digest = hashlib.sha256(f'torch {self.name} {kept}'.encode())
@@ -414,6 +417,7 @@ class OnnxTeacher(Teacher):
                     f'{model} has {sorted(names)}'
                 )
         self.adapter = adapter
+        self.max_disparity_px = adapter.max_disparity_px
         self.name = adapter.name
         digest = hashlib.sha256(f'onnx {adapter}'.encode())
         digest.update(model.read_bytes())

@@ -7,6 +7,7 @@ NAME=FILE.onnx@ADAPTER.yaml the same with an adapter of your own
 FILE.onnx, small            a file that keeps this project's contract, or a shipped model
 NAME=FILE.onnx              the same under another name, where NAME has no adapter
 FILE.pt, RUN                a checkpoint or run folder of this package
+ensemble=ANY OF THESE       the same in several sizes, upright and upside down, see `ensemble`
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import stereo_kd_training
 from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.model import ModelError, file_sha256, read_manifest, resolve_model
+from stereo_kd_training.ensemble import Ensemble
 from stereo_kd_training.teachers import (
     OnnxAdapter,
     OnnxTeacher,
@@ -32,6 +34,7 @@ from stereo_kd_training.teachers import (
 )
 from stereo_kd_training.train import load_network
 
+ENSEMBLE = 'ensemble'
 UNKNOWN_LICENCE = 'unknown: ask the authors of the teacher'
 
 
@@ -56,6 +59,8 @@ class ContractTeacher(Teacher):
         self.name = name or path.stem
         self.fingerprint = hashlib.sha256(f'contract {file_sha256(path)}'.encode()).hexdigest()
         self._engine = StereoEngine(path, provider='cpu', threads=threads)
+        manifest = self._engine.manifest
+        self.max_disparity_px = manifest.max_disparity_px if manifest else None
 
     def predict(self, left: np.ndarray, right: np.ndarray, name: str = '') -> Prediction:
         check_pair(left, right)
@@ -77,6 +82,9 @@ def open_teacher(
         TeacherError: it is not there, or cannot be used.
     """
     name, separator, file = text.partition('=')
+    if separator and name == ENSEMBLE:
+        member = open_teacher(file, licence, threads)
+        return NamedTeacher(Ensemble(member.teacher), member.licence)
     adapters = known_adapters()
     if separator and ('@' in file or name in adapters):
         path, _, adapter_file = file.partition('@')
