@@ -223,6 +223,18 @@ def test_latency_is_measured_for_all() -> None:
         assert 0 < of['min'] <= of['median']
 
 
+def test_a_model_is_made_ready_for_the_size_that_it_is_timed_at():
+    calls = []
+    image = np.zeros((24, 40, 3), np.uint8)
+    method = Method(
+        'ready',
+        lambda left, right: calls.append('pair') or left[..., 0].astype(np.float32),
+        warm_up=lambda height, width: calls.append((height, width)),
+    )
+    measure_latency([method], image, image, max_rounds=3)
+    assert calls == [(24, 40), *4 * ['pair']]
+
+
 @pytest.mark.parametrize(
     'text, words',
     [

@@ -85,6 +85,7 @@ class Method:
         kind: 'model' (the file under test), 'peer' or 'predictor'.
         identity: what makes its answers reproducible; None when they must not be cached.
         details: facts for the report, JSON values.
+        warm_up: called with height and width [px] before pairs of one size are timed.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Method:
     kind: str = 'predictor'
     identity: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    warm_up: Callable[[int, int], Any] | None = None
 
 
 class PredictionCache:
@@ -344,6 +346,8 @@ def measure_latency(
     """
     times: dict[str, list[float]] = {method.name: [] for method in methods}
     for method in methods:
+        if method.warm_up is not None:
+            method.warm_up(*left.shape[:2])
         method.predict(left, right)
     begin = time.perf_counter()
     for round_index in range(max_rounds):
@@ -429,7 +433,8 @@ def model_method(text: str, provider: str = 'cpu', threads: int | None = None) -
         'manifest': engine.manifest and json.loads(engine.manifest.to_json()),
     }
     name = engine.path.stem if provider == 'cpu' else f'{engine.path.stem} {engine.provider}'
-    return Method(name, predict, 'model', None, details)
+    # As the node does: a provider may have a session of its own for the size in use.
+    return Method(name, predict, 'model', None, details, engine.warm_up)
 
 
 def evaluate_command(
