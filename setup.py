@@ -51,6 +51,7 @@ setup(
         (f'share/{NAME}/config/rviz', sorted(glob('config/rviz/*.rviz'))),
         (f'share/{NAME}/config/foxglove', sorted(glob('config/foxglove/*.json'))),
         (f'share/{NAME}/models', sorted(glob('models/*.onnx'))),
+        (f'share/{NAME}/models/papers', sorted(glob('models/papers/*.onnx'))),
         (f'share/{NAME}/recipes', sorted(glob('training/recipes/*.yaml'))),
         (f'share/{NAME}/teachers', sorted(glob('training/teachers/*.yaml'))),
     ],

@@ -33,6 +33,7 @@ from stereo_kd_training.adapt.distil import (  # noqa: E402
     MOST_STEPS,
     BagPairs,
     MixedPairs,
+    learnt_pairs,
     planned_steps,
     remember,
 )
@@ -265,7 +266,7 @@ def test_minutes_take_the_place_of_steps() -> None:
 def test_without_either_every_pair_is_shown_as_often() -> None:
     asked = settings(Path('a'), Path('b'), steps=None, batch_size=4, bag_share=0.25)
     # One crop of each step is of the bags.
-    assert planned_steps(asked, {}, 13) == 13 * CROPS_PER_PAIR
+    assert planned_steps(asked, {}, 7) == 7 * CROPS_PER_PAIR
     assert planned_steps(asked, {}, 100_000) == MOST_STEPS
 
 
@@ -304,6 +305,12 @@ def test_where_there_is_no_label_the_student_is_reminded_of_its_answer(
     assert len(lines) == 1 and 'as the student sees them' in lines[0], lines
     np.testing.assert_array_equal(BagPairs(run.folder, ['a'])[0].disparity, known)
     told = BagPairs(run.folder, ['a'], run.stage('distil') / 'remembered')[0].disparity
+    run.settings.reminders = 0.25
+    shown = learnt_pairs(run)
+    filled = [np.isfinite(pair.disparity[:24]).all() for pair in shown]
+    assert np.mean(filled) == 0.25, 'a quarter of it'
+    run.settings.reminders = 0.0
+    assert not any(np.isfinite(pair.disparity[:24]).any() for pair in learnt_pairs(run))
     assert (told[32:, :64] == 9).all(), 'a label gives way to nothing'
     assert (told[:24] < 0.01).all(), 'a sky is at 0 for this matcher'
     texture = told[44:, 72:-12]

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from stereo_kd_ros.commands.main import app as runtime_app
 from stereo_kd_ros.disparity_io import write_pfm
+from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.metrics import useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
+from stereo_kd_ros.procedural import render_pair
 from stereo_kd_training.evaluate import matcher_method, model_method, run_evaluation
 from stereo_kd_training.evaluation_report import (
     ReportError,
@@ -39,6 +41,7 @@ from stereo_kd_training.zoo import (
 )
 
 MODELS = Path(__file__).resolve().parents[2] / 'models'
+SHELVES = (MODELS, MODELS / 'papers')
 
 
 def write_models(folder: Path) -> Path:
@@ -212,23 +215,35 @@ def test_what_is_no_report_is_told_with_what_writes_one(
         manifest_metrics(read_report(report), 'absent')
 
 
-def test_the_shipped_readme_is_made_from_the_shipped_json() -> None:
-    shipped = read_zoo(MODELS / 'zoo.json')
-    assert (MODELS / 'zoo.json').read_text() == as_json(shipped)
-    assert (MODELS / 'README.md').read_text() == as_markdown(shipped)
+@pytest.mark.parametrize('shelf', SHELVES, ids=['ours', 'papers'])
+def test_the_shipped_readme_is_made_from_the_shipped_json(shelf: Path) -> None:
+    shipped = read_zoo(shelf / 'zoo.json')
+    assert (shelf / 'zoo.json').read_text() == as_json(shipped)
+    assert (shelf / 'README.md').read_text() == as_markdown(shipped)
 
 
-def test_the_shipped_json_is_of_the_shipped_files() -> None:
-    shipped = {model['file']: model for model in read_zoo(MODELS / 'zoo.json')['models']}
-    files = {path.name: graph_sha256(path) for path in MODELS.glob('*.onnx')}
+@pytest.mark.parametrize('shelf', SHELVES, ids=['ours', 'papers'])
+def test_the_shipped_json_is_of_the_shipped_files(shelf: Path) -> None:
+    shipped = {model['file']: model for model in read_zoo(shelf / 'zoo.json')['models']}
+    files = {path.name: graph_sha256(path) for path in shelf.glob('*.onnx')}
     assert {name: model['graph_sha256'] for name, model in shipped.items()} == files, (
         'run `stereo-kd-train evaluate --model ... --json REPORT` and '
         '`stereo-kd-train zoo models --report REPORT`'
     )
     for model in shipped.values():
         assert model['accuracy'] is not None
-        assert read_manifest(MODELS / model['file']).metrics == model['accuracy']
+        assert read_manifest(shelf / model['file']).metrics == model['accuracy']
         assert model['bytes'] < 5_000_000
+
+
+def test_a_papers_student_answers_as_any_model_does() -> None:
+    sample = render_pair(5, 96, 160, 48.0)
+    for path in (MODELS / 'papers').glob('*.onnx'):
+        result = StereoEngine(path, 'cpu', threads=1).infer(sample.left, sample.right)
+        assert result.disparity.shape == result.confidence.shape == (96, 160)
+        known = np.isfinite(sample.disparity)
+        error = np.abs(result.disparity - sample.disparity)[known]
+        assert np.median(error) < 4.0, f'{path.name} has learnt nothing'
 
 
 def test_licences_of_one_source_stand_together_and_name_their_models(folder: Path) -> None:

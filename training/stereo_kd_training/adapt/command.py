@@ -35,7 +35,9 @@ def adapt_command(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help='Of the distillation.', show_default='24 crops of every pair of the bags'
+            min=1,
+            help='Of the distillation.',
+            show_default='240 crops of every pair, 3000 at most',
         ),
     ] = None,
     minutes: Annotated[

@@ -6,7 +6,7 @@ The labels carry the teacher's knowledge and nothing else, or ground truth where
 they are learnt with the loss that the shipped students learnt with, so that every output of the
 network goes on being trained, its confidence too. Where the teacher is not to be believed, as in a
 sky, the student is reminded of what it said itself: what nobody asks for drifts (learning without
-forgetting, Li and Hoiem 2016).
+forgetting, Li and Hoiem 2016); in a part of the crops only, for its errors are learnt as well.
 
     plan.json      how many steps: asked for, or what fits into the minutes; decided once
     start.pt       the student as it was
@@ -45,7 +45,7 @@ from stereo_kd_training.stages import Interrupted
 from stereo_kd_training.train import Trainer, TrainingConfig, load_network
 
 # How often a pair of the bags is shown, in another crop each time, where no steps are asked for.
-CROPS_PER_PAIR = 24
+CROPS_PER_PAIR = 240
 MOST_STEPS = 3000
 # What the student was less sure of than this it need not remember.
 REMEMBERED_CONFIDENCE = 0.5
@@ -289,5 +289,13 @@ def training_pairs(run: RunFolder) -> MixedPairs:
         )
         for name in ('camera', 'general')
     ]
-    bags = BagPairs(run.folder, run.facts('select')['train'], _remembered(run))
-    return MixedPairs([bags, *pools], [share, camera_share, 1 - share - camera_share])
+    return MixedPairs([learnt_pairs(run), *pools], [share, camera_share, 1 - share - camera_share])
+
+
+def learnt_pairs(run: RunFolder) -> MixedPairs:
+    """Pairs of the bags; in `reminders` of them the student fills in what has no label."""
+    names, reminders = run.facts('select')['train'], run.settings.reminders
+    return MixedPairs(
+        [BagPairs(run.folder, names, _remembered(run)), BagPairs(run.folder, names)],
+        [reminders, 1 - reminders],
+    )

@@ -48,10 +48,11 @@ class AdaptSettings(BaseModel):
         max_pairs: to train on; twice as many are looked at.
         validation, held_out: shares of each bag, taken from its end.
         steps: of the distillation; a pruning adds a half of them. None takes as many as show
-            every pair of the bags `distil.CROPS_PER_PAIR` times: more of them forget what
-            procedural scenes taught.
+            every pair of the bags `distil.CROPS_PER_PAIR` times, and `distil.MOST_STEPS` at most.
         minutes: instead of steps, as many as fit into this time.
         bag_share: of the crops that come from the bags, the others are procedural.
+        reminders: share of those that hold the student's own sure answers where there is no
+            label; the others say nothing there.
         margin: by which the error against the teacher must fall, as a share; a negative one lets
             it grow, for a student that is pruned to be faster.
         tolerance: by which the error on procedural scenes may grow, as a share.
@@ -81,8 +82,9 @@ class AdaptSettings(BaseModel):
     batch_size: int = Field(4, ge=1)
     crop_height: int = Field(192, ge=32)
     crop_width: int = Field(384, ge=32)
-    learning_rate: float = Field(7e-5, gt=0)
-    bag_share: float = Field(0.25, gt=0, le=1)
+    learning_rate: float = Field(1.5e-4, gt=0)
+    bag_share: float = Field(0.5, gt=0, le=1)
+    reminders: float = Field(0.15, ge=0, le=1)
     procedural_pairs: int = Field(600, ge=4)
     procedural_validation: int = Field(96, ge=1)
     procedural_watched: int = Field(48, ge=1)
