@@ -172,7 +172,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
     import torch
     import torch.nn.functional as F
 
-    from stereo_kd_training.networks import deployed
+    from stereo_kd_training.networks import deployed, kestrel
     from stereo_kd_training.networks.base import StereoOutput, split_views
 
     def softmax_regression(logits, hypotheses, radius):
@@ -264,7 +264,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             else:
                 sure = self.calibration(confidence, mass, logits, 4 * self.bins, 4 * coarse)
             fine = deployed.bilinear(sure, 4)
-            disparity = deployed.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
+            disparity = kestrel.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 
         return run

@@ -746,8 +746,8 @@ def _open_session(path: Path, options: Any, providers: list[tuple[str, dict[str,
             raise
         try:
             return opened(level.ORT_DISABLE_ALL)
-        except Exception:
-            raise first from None
+        except Exception as second:
+            raise first from second
 
 
 def _find_nvidia_libraries() -> None:

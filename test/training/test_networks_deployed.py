@@ -104,7 +104,7 @@ def test_upsampling_by_nine_convolutions_is_that_by_one(seeded, factor):
     parts = deployed.in_parts(features, weight, bias, 9)
     assert [part.shape[1] for part in parts] == 9 * [factor**2]
     torch.testing.assert_close(
-        deployed.convex_upsample(coarse, parts, factor),
+        convex_upsample(coarse, parts, factor),
         convex_upsample(coarse, F.conv2d(features, weight, bias), factor),
     )
 

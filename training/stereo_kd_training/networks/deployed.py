@@ -91,20 +91,6 @@ def in_parts(features: Tensor, weight: Tensor, bias: Tensor, parts: int) -> list
     ]
 
 
-def convex_upsample(coarse: Tensor, parts: list[Tensor], factor: int) -> Tensor:
-    """`kestrel.convex_upsample` by a map of weights (B, factor**2, h, w) for each neighbour."""
-    height, width = coarse.shape[2:]
-    padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
-    weighted, total = None, None
-    for k, part in enumerate(parts):
-        y, x = divmod(k, 3)
-        share = torch.exp(part.clamp(-10.0, 10.0))
-        term = share * padded[:, :, y : y + height, x : x + width]
-        weighted = term if weighted is None else weighted + term
-        total = share if total is None else total + share
-    return F.pixel_shuffle(weighted / total, factor)
-
-
 def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:
     """`kestrel.correlation_volume` by blocks of D columns, each against 2 D of the right view.
 

@@ -234,15 +234,19 @@ class _Scale(nn.Module):
 
 
 @opaque()
-def convex_upsample(coarse: Tensor, weights: Tensor, factor: int) -> Tensor:
+def convex_upsample(coarse: Tensor, weights: Tensor | list[Tensor], factor: int) -> Tensor:
     """(B, 1, h, w) to (B, 1, factor*h, factor*w) by convex weights (B, 9 * factor**2, h, w).
 
-    `weights` are logits, limited to +-10: beyond that one neighbour already has it all.
+    `weights` are logits, limited to +-10: beyond that one neighbour already has it all. They may
+    come as nine maps (B, factor**2, h, w), one for each neighbour.
     """
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
-    # Split, not indexed: the gradient of nine slices would write nine full zero maps.
-    shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factor * factor, 1)
+    if isinstance(weights, list):
+        shares = [torch.exp(part.clamp(-10.0, 10.0)) for part in weights]
+    else:
+        # Split, not indexed: the gradient of nine slices would write nine full zero maps.
+        shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factor * factor, 1)
     weighted, total = None, None
     for k, share in enumerate(shares):
         y, x = divmod(k, 3)
@@ -393,11 +397,9 @@ class Kestrel(StereoNetwork):
             spelt_out = deployed.deployed('regression')
             regress = deployed.window_regression if spelt_out else window_regression
             coarse, mass = regress(logits, self.bins, radius)
-            if isinstance(weights, list):
-                fine_disparity = deployed.convex_upsample(cell * coarse, weights, cell)
-            else:
-                fine_disparity = convex_upsample(cell * coarse, weights.float(), cell)
-            disparity = fine_disparity[:, 0]
+            # In nine parts they are traced, outside of autocast.
+            convex = weights if isinstance(weights, list) else weights.float()
+            disparity = convex_upsample(cell * coarse, convex, cell)[:, 0]
             if self.calibration is None:
                 confidence = torch.sigmoid(confidence.float()) * mass
             else:
