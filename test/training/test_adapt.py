@@ -303,6 +303,23 @@ def test_two_at_once_are_refused(assets: Path, tmp_path: Path) -> None:
     first.close()
 
 
+def test_what_was_asked_for_may_change_until_the_first_stage_is_done(
+    assets: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / 'work'
+    refused(settings(assets, tmp_path, teachers=['nowhere']), tmp_path, "'nowhere' cannot be used")
+    begun = work / 'look' / 'of-another.onnx'
+    begun.parent.mkdir(exist_ok=True)
+    begun.touch()
+    run = RunFolder(settings(assets, tmp_path), work)
+    run.open()
+    assert not begun.exists()
+    run.finish('look', {})
+    run.close()
+    with pytest.raises(AdaptError, match='holds an adaptation with another teachers'):
+        RunFolder(settings(assets, tmp_path, teachers=['nowhere']), work).open()
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assets: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,8 @@ def test_what_cannot_be_asked_so_is_told(tmp_path):
     (tmp_path / 'a.npy').touch()
     with pytest.raises(TeacherError, match='resized images'):
         Ensemble(FolderTeacher(tmp_path))
+    with pytest.raises(TeacherError, match='painted x8 is an ensemble already'):
+        Ensemble(Ensemble(Painted()))
 
 
 def test_a_command_line_names_one(tmp_path):

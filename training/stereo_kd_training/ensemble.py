@@ -45,6 +45,10 @@ class Ensemble(Teacher):
     def __init__(self, teacher: Teacher, scales: Sequence[float] = SCALES) -> None:
         if isinstance(teacher, FolderTeacher):
             raise TeacherError('a folder of disparities cannot be asked about resized images')
+        if isinstance(teacher, Ensemble):
+            raise TeacherError(
+                f'{teacher.name} is an ensemble already; give the model that it consists of'
+            )
         self.scales = tuple(sorted(float(scale) for scale in scales))
         if not self.scales or not 0 < self.scales[0] <= 1:
             raise TeacherError(

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,10 @@ class RunFolder:
         if path.is_file():
             before = json.loads(path.read_text())
             differing = [key for key in asked if before.get(key) != asked[key]]
-            if differing:
+            if differing and not self.is_done('look'):
+                # Nothing was learnt yet: a teacher was misspelt, say. What was begun is another's.
+                shutil.rmtree(self.stage('look'), ignore_errors=True)
+            elif differing:
                 changed = ', '.join(
                     f'{key} {before.get(key)!r}, now {asked[key]!r}' for key in differing
                 )
