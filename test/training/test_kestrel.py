@@ -109,7 +109,7 @@ def test_a_range_that_is_no_multiple_of_four_is_refused():
         create('kestrel', max_disparity_px=190)
 
 
-@pytest.mark.parametrize('cell', [2, 3])
+@pytest.mark.parametrize('cell', [2, 3, 5, 6])
 def test_finer_cells_are_the_same_network_on_larger_images(cell):
     """From weights of the coarse one, the coarse answer on enlarged images, in smaller pixels."""
     torch.manual_seed(0)
@@ -144,10 +144,48 @@ def test_weights_of_another_range_are_a_start(before, after):
     assert two.shape[1] == after // 4
 
 
-@pytest.mark.parametrize('cell', [2, 3])
+WIDER = {'encoder': (24, 32, 40), 'aggregation': (24, 40, 48, 56), 'context': 24}
+
+
+@pytest.mark.parametrize(
+    'more', [{}, WIDER, {'blocks': (2, 3, 3, 2)}, {**WIDER, 'blocks': (2, 3, 2, 3)}]
+)
+def test_a_larger_network_starts_with_what_a_smaller_one_knows(more):
+    torch.manual_seed(0)
+    small = create('kestrel', **TINY)
+    small.train()
+    for _ in range(2):  # norms with statistics of their own
+        small(*torch.randn(2, 2, 3, 64, 96))
+    large = create('kestrel', **{**TINY, **more})
+    large.load_state_dict(large.fitted(small.state_dict()))
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        expected, output = small.eval()(left, right), large.eval()(left, right)
+    torch.testing.assert_close(output.disparity, expected.disparity, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.confidence, expected.confidence, atol=1e-4, rtol=1e-4)
+    # and learns in all of what is new: the readers first, then what they read
+    large.train()
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        large(left, right).logits[0].square().mean().backward()
+        optimizer.step()
+    not_of_logits = ('guide', 'upsampling', 'aggregation.confidence')
+    for name, parameter in large.named_parameters():
+        assert name.startswith(not_of_logits) or parameter.grad.any(), name
+
+
+def test_a_smaller_network_is_not_started_from_a_larger_one():
+    torch.manual_seed(0)
+    small, large = create('kestrel', **TINY), create('kestrel', **{**TINY, **WIDER})
+    with pytest.raises(RuntimeError, match='size mismatch'):
+        small.load_state_dict(small.fitted(large.state_dict()))
+
+
+@pytest.mark.parametrize('cell', [2, 3, 5, 6])
 def test_finer_cells_are_exported(cell, tmp_path):
     torch.manual_seed(0)
-    network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': cell}).eval()
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell}).eval()
     assert network.stride == 8 * cell
     export_network(network, tmp_path / 'fine.onnx', sizes=((6 * network.stride, 96), (50, 83)))
 
@@ -158,8 +196,8 @@ def test_a_size_between_the_strides_is_counted_as_it_is_padded():
 
 
 def test_cells_of_another_size_are_refused():
-    with pytest.raises(NetworkError, match='cell_px is 5'):
-        create('kestrel', cell_px=5)
+    with pytest.raises(NetworkError, match='cell_px is 7'):
+        create('kestrel', cell_px=7)
 
 
 def test_unknown_names_and_options_are_explained():

@@ -10,9 +10,10 @@
       upsample  -> convex combination of the 3x3 coarse neighbours (RAFT, Teed and Deng 2020)
     disparity, confidence (B, H, W)
 
-With `cell_px` 3 or 2 the images are first enlarged by 4 / `cell_px`, so that all of the above
-happens at 1/3 or 1/2 of the given size: the same network with finer cells, for 1.8 or 4 times the
-operations (resolution as a dimension of scale: EfficientNet, Tan and Le 2019).
+With another `cell_px` than 4 the images are first resized by 4 / `cell_px`, so that all of the
+above happens at 1/2, 1/3, 1/5 or 1/6 of the given size: the same network with finer or coarser
+cells, for 4, 1.8, 0.65 or 0.45 times the operations (resolution as a dimension of scale:
+EfficientNet, Tan and Le 2019).
 
 The volume is one matrix product per image row whose band of D diagonals is cut out by a
 pad-and-reshape ("skew"), so neither training nor an ONNX runtime sees D slices. It comes
@@ -41,7 +42,7 @@ from stereo_kd_training.networks.base import (
 )
 from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
-CELLS_PX = (4, 3, 2)
+CELLS_PX = (6, 5, 4, 3, 2)
 
 
 def conv_bn(
@@ -256,6 +257,45 @@ def convex_upsample(coarse: Tensor, weights: Tensor | list[Tensor], factor: int)
     return F.pixel_shuffle(weighted / total, factor)
 
 
+def enlarged(state: dict[str, Tensor], larger: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network in those of a wider or deeper one that then computes the same.
+
+    New channels have the weights of `larger`, but nothing of before reads them yet; new blocks
+    have a last norm of zero, so that their skip connections pass everything on. (Net2Net, Chen et
+    al., ICLR 2016, makes new channels of copies, whose readers share the weight.)
+
+    Args:
+        state: of the smaller network.
+        larger: of the other, with its initial weights.
+
+    Returns:
+        `state`, with what does not fit into `larger` as it was.
+    """
+    result = dict(state)
+    for key, fresh in larger.items():
+        have = state.get(key)
+        if have is None:
+            if key.endswith('.project.1.weight'):
+                result[key] = torch.zeros_like(fresh)
+            elif _of_a_block(key):
+                result[key] = fresh
+            continue
+        more = [new - old for new, old in zip(fresh.shape, have.shape, strict=False)]
+        if fresh.ndim != have.ndim or have.ndim == 0 or min(more) < 0 or max(more) == 0:
+            continue
+        grown = fresh.clone()
+        if grown.ndim > 1:
+            grown[: len(have), have.shape[1] :] = 0
+        grown[tuple(slice(size) for size in have.shape)] = have.to(grown.dtype)
+        result[key] = grown
+    return result
+
+
+def _of_a_block(key: str) -> bool:
+    """Whether a weight is one of an `InvertedResidual`."""
+    return any(f'.{part}.' in key for part in ('expand', 'depthwise', 'project'))
+
+
 class Kestrel(StereoNetwork):
     """The student; `networks.create('kestrel')` is the small one, options make the others.
 
@@ -269,7 +309,7 @@ class Kestrel(StereoNetwork):
         blocks: inverted residuals per level on the way down.
         expansion: of the inverted residuals in the aggregation.
         window: radius of the regression window in bins; 0 takes the whole range.
-        cell_px: pixels of the images per cell and per bin of the volume: 4, 3 or 2.
+        cell_px: pixels of the images per cell and per bin of the volume: 2 to 6.
         calibrated: the confidence is a probability, see `networks.confidence`.
     """
 
@@ -320,8 +360,9 @@ class Kestrel(StereoNetwork):
         self.register_buffer('bins', bins, persistent=False)
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a network with other cells or another range, as a start for this one.
+        """Weights of a network with other cells, another range or less of it all, as a start.
 
+        A narrower or shallower one goes on with the very function that it has, see `enlarged`.
         Hypotheses that the other lacks take the logits of its farthest and see nothing of the
         volume; convex weights are interpolated between the parts of a cell. A confidence that
         was calibrated for the other's answers is left behind where this one has none. What
@@ -352,7 +393,7 @@ class Kestrel(StereoNetwork):
                 size = (self.cell_px, self.cell_px)
                 parts = F.interpolate(parts, size, mode='bilinear', align_corners=False)
                 state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
-        return state
+        return enlarged(state, self.state_dict())
 
     @torch.no_grad()
     def temper(self, temperature: float) -> None:
