@@ -3,7 +3,7 @@
 """The node's four subscriptions: images are paired by stamp, camera_info is remembered.
 
 A callback only files a message; decoding and inference happen elsewhere, so that no input ever
-waits.
+waits. Images are taken as bytes and read in place (`wire`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from stereo_kd_ros.node.diagnostics import RateMeter
 from stereo_kd_ros.node.messages import stamp_ns
 from stereo_kd_ros.node.parameters import Settings
 from stereo_kd_ros.node.sync import make_matcher
+from stereo_kd_ros.node.wire import read_image
 from stereo_kd_ros.pairing import Pair
 
 TOPICS = {
@@ -124,7 +125,7 @@ class StereoInputs:
         self.received: Counter[str] = Counter()
         self.lost_waiting = 0
         self.last_left: Any = None
-        compressed = settings.image_transport == 'compressed'
+        compressed = self._compressed = settings.image_transport == 'compressed'
         self.topics = {name: node.resolve_topic_name(topic) for name, topic in TOPICS.items()}
         if compressed:
             for name in ('left_image', 'right_image'):
@@ -137,6 +138,7 @@ class StereoInputs:
                 self._filing(name),
                 sensor_qos(),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                raw=self._is_raw(name),
             )
             for name in TOPICS
         }
@@ -179,15 +181,20 @@ class StereoInputs:
             return None
         return min(abs(a - b) for a in left for b in right) / 1e6
 
+    def _is_raw(self, name: str) -> bool:
+        """Whether a topic's bytes come as they are: pictures as large as they get."""
+        return name.endswith('image') and not self._compressed
+
     def _filing(self, name: str) -> Callable[[Any], None]:
         side = name.split('_')[0]
         file_message = self._file_info if name.endswith('info') else self._file_image
+        read = read_image if self._is_raw(name) else None
 
         def callback(message: Any) -> None:
             self.received[name] += 1
             self.rates[name].add(time.monotonic_ns())
             try:
-                file_message(side, message)
+                file_message(side, message if read is None else read(message))
             except Exception as error:  # a callback that raises would end the executor
                 self._on_error(f'{self.topics[name]}: {type(error).__name__}: {error}')
 

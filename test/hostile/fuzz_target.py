@@ -25,6 +25,7 @@ import numpy as np
 from contract_models import difference_model
 from mutations import PERIOD_NS, Shot, over_the_wire, shot
 from oracle import ReferenceCamera, png_is_whole, reference_camera, reference_rgb
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
 from stereo_kd_ros.engine import StereoEngine
@@ -67,10 +68,11 @@ class Desk:
         topic: str,
         callback: Callable[[Any], None],
         *args: Any,
+        raw: bool = False,
         **kw: Any,
     ) -> None:
-        """Remembers the callback."""
-        self.callbacks[topic] = callback
+        """Remembers the callback, which gets a message, or its bytes where it asked for them."""
+        self.callbacks[topic] = (lambda m: callback(serialize_message(m))) if raw else callback
 
     def create_publisher(self, message_type: type, topic: str, *args: Any, **kw: Any) -> Any:
         """Returns a publisher that serialises, and keeps what a subscriber would get."""
