@@ -255,8 +255,7 @@ class StereoCamera:
         from 0 cannot tell a point beyond its range from one at its rim) and becomes NaN.
         """
         corrected = np.subtract(raw, np.float32(self.cx_offset_px), dtype=np.float32)
-        np.copyto(corrected, np.nan, where=_unmeasured(raw))
-        return corrected
+        return _nan_where_unmeasured(corrected, raw)
 
     def disparity_to_depth(
         self,
@@ -280,8 +279,7 @@ class StereoCamera:
             np.copyto(depth, np.inf, where=depth > np.float32(max_depth_m))
         if min_depth_m > 0:
             np.copyto(depth, -np.inf, where=depth < np.float32(min_depth_m))
-        np.copyto(depth, np.nan, where=_unmeasured(disparity))
-        return depth
+        return _nan_where_unmeasured(depth, disparity)
 
     def depth_to_disparity(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute corrected disparity [px] from depth [m].
@@ -359,11 +357,20 @@ def depth_to_millimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
     return millimetres.astype(np.uint16)
 
 
-def _unmeasured(disparity: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where a disparity is NaN, infinite or not above 0."""
-    measured = disparity > 0
+def _nan_where_unmeasured(
+    values: NDArray[np.float32], disparity: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """`values`, computed from `disparity`, with NaN where that is NaN, infinite or not above 0.
+
+    NaN came through the arithmetic as it is; a masked store, which costs ten times as much as the
+    comparisons, is only made where anything else is left to mark.
+    """
+    measured = np.asarray(disparity > 0)
     measured &= disparity < np.inf
-    return np.logical_not(measured, out=measured)
+    missing = measured.size - np.count_nonzero(measured)
+    if missing and missing != np.count_nonzero(np.isnan(disparity)):
+        np.copyto(values, np.nan, where=np.logical_not(measured, out=measured))
+    return values
 
 
 def _field(info: Any, name: str) -> Any:

@@ -14,10 +14,10 @@ pytest.importorskip('rclpy')
 from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 
 from stereo_kd_ros.image import decode_image
-from stereo_kd_ros.node.wire import WireError, WireImage, read_image
+from stereo_kd_ros.node.wire import CameraInfoReader, WireError, WireImage, read_image
 
 FIELDS = ('height', 'width', 'encoding', 'is_bigendian', 'step')
 TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=('Cs',)), max_size=12)
@@ -109,3 +109,31 @@ def test_another_form_than_plain_cdr_is_left_to_rclpy():
         assert not isinstance(error, WireError)
     else:
         assert isinstance(read, Image)
+
+
+def info(seconds: int, focal_px: float = 500.0) -> CameraInfo:
+    made = CameraInfo(height=480, width=640, distortion_model='plumb_bob')
+    made.header.frame_id, made.header.stamp.sec = 'camera', seconds
+    made.p = [focal_px, 0.0, 320.0, 0.0, 0.0, focal_px, 240.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return made
+
+
+def test_a_calibration_that_stays_is_read_once():
+    reader = CameraInfoReader()
+    stamp, first = reader.read(serialize_message(info(-2)))
+    later, second = reader.read(serialize_message(info(7)))
+    assert (stamp, later) == (-2_000_000_000, 7_000_000_000)
+    assert first == info(-2) and second is first
+
+
+def test_a_calibration_that_changes_is_read_again():
+    reader = CameraInfoReader()
+    for seconds, focal_px in enumerate((500.0, 500.1, 500.0)):
+        stamp, read = reader.read(serialize_message(info(seconds, focal_px)))
+        assert stamp == seconds * 10**9 and read == info(seconds, focal_px)
+
+
+@pytest.mark.parametrize('wire', [b'', b'\x00\x01\x00\x00\x01'])
+def test_what_is_no_camera_info_raises(wire):
+    with pytest.raises(RuntimeError):
+        CameraInfoReader().read(wire)

@@ -3,7 +3,7 @@
 """The node's four subscriptions: images are paired by stamp, camera_info is remembered.
 
 A callback only files a message; decoding and inference happen elsewhere, so that no input ever
-waits. Images are taken as bytes and read in place (`wire`).
+waits. Images and camera_info are taken as bytes and read in place (`wire`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stereo_kd_ros.node.diagnostics import RateMeter
 from stereo_kd_ros.node.messages import stamp_ns
 from stereo_kd_ros.node.parameters import Settings
 from stereo_kd_ros.node.sync import make_matcher
-from stereo_kd_ros.node.wire import read_image
+from stereo_kd_ros.node.wire import CameraInfoReader, read_image
 from stereo_kd_ros.pairing import Pair
 
 TOPICS = {
@@ -56,7 +56,10 @@ def sensor_qos() -> QoSProfile:
 
 @dataclass(frozen=True)
 class ReceivedPair:
-    """A matched pair, its calibration, and when it was complete, by `time.monotonic_ns`."""
+    """A matched pair, its calibration, and when it was complete, by `time.monotonic_ns`.
+
+    The stamp of a camera_info may be that of an earlier one which said the same.
+    """
 
     pair: Pair
     left_info: CameraInfo
@@ -74,12 +77,13 @@ class CameraInfoMemory:
         self._comes_with_images = False
         self._asked_ns: int | None = None
 
-    def add(self, info: CameraInfo) -> None:
-        """Remembers one message."""
+    def add(self, info: CameraInfo, stamp: int | None = None) -> None:
+        """Remembers one message, by its own stamp [ns] or another."""
+        stamp = stamp_ns(info.header) if stamp is None else stamp
         self._latest = info
-        self._by_stamp[stamp_ns(info.header)] = info
+        self._by_stamp[stamp] = info
         # It came after its image, which was given an older one: the next image waits again.
-        if stamp_ns(info.header) == self._asked_ns:
+        if stamp == self._asked_ns:
             self._comes_with_images = True
         while len(self._by_stamp) > self._size:
             self._by_stamp.popitem(last=False)
@@ -125,7 +129,7 @@ class StereoInputs:
         self.received: Counter[str] = Counter()
         self.lost_waiting = 0
         self.last_left: Any = None
-        compressed = self._compressed = settings.image_transport == 'compressed'
+        compressed = settings.image_transport == 'compressed'
         self.topics = {name: node.resolve_topic_name(topic) for name, topic in TOPICS.items()}
         if compressed:
             for name in ('left_image', 'right_image'):
@@ -135,10 +139,10 @@ class StereoInputs:
             name: node.create_subscription(
                 CameraInfo if name.endswith('info') else image_type,
                 self.topics[name] if compressed else TOPICS[name],
-                self._filing(name),
+                self._filing(name, compressed),
                 sensor_qos(),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-                raw=self._is_raw(name),
+                raw=name.endswith('info') or not compressed,
             )
             for name in TOPICS
         }
@@ -181,20 +185,27 @@ class StereoInputs:
             return None
         return min(abs(a - b) for a in left for b in right) / 1e6
 
-    def _is_raw(self, name: str) -> bool:
-        """Whether a topic's bytes come as they are: pictures as large as they get."""
-        return name.endswith('image') and not self._compressed
-
-    def _filing(self, name: str) -> Callable[[Any], None]:
+    def _filing(self, name: str, compressed: bool) -> Callable[[Any], None]:
         side = name.split('_')[0]
-        file_message = self._file_info if name.endswith('info') else self._file_image
-        read = read_image if self._is_raw(name) else None
+        if name.endswith('info'):
+            read_info = CameraInfoReader().read
+
+            def file(wire: bytes) -> None:
+                self._file_info(side, *read_info(wire))
+        elif compressed:
+
+            def file(message: CompressedImage) -> None:
+                self._file_image(side, message)
+        else:
+
+            def file(wire: bytes) -> None:
+                self._file_image(side, read_image(wire))
 
         def callback(message: Any) -> None:
             self.received[name] += 1
             self.rates[name].add(time.monotonic_ns())
             try:
-                file_message(side, message if read is None else read(message))
+                file(message)
             except Exception as error:  # a callback that raises would end the executor
                 self._on_error(f'{self.topics[name]}: {type(error).__name__}: {error}')
 
@@ -213,8 +224,8 @@ class StereoInputs:
             self._waiting = pair, time.monotonic_ns()
             self._hand_on_if_calibrated()
 
-    def _file_info(self, side: str, info: CameraInfo) -> None:
-        self._infos[side].add(info)
+    def _file_info(self, side: str, stamp: int, info: CameraInfo) -> None:
+        self._infos[side].add(info, stamp)
         self._hand_on_if_calibrated()
 
     def _hand_on_if_calibrated(self) -> None:

@@ -50,7 +50,7 @@ def disparity_message(
 ) -> DisparityImage:
     """Wraps an `(H, W)` float32 disparity, NaN invalid, already corrected for the cx offset."""
     height, width = disparity_px.shape
-    coded = np.where(np.isnan(disparity_px), np.float32(min_disparity_px - 1.0), disparity_px)
+    coded = cv2.patchNaNs(disparity_px.copy(), float(np.float32(min_disparity_px - 1.0)))
     return DisparityImage(
         header=header,
         image=image_message(coded, '32FC1', header),

@@ -96,7 +96,10 @@ def mask_disparity(
         valid &= disparity <= settings.max_disparity
     if settings.confidence_threshold:
         valid &= confidence >= settings.confidence_threshold
-    disparity = np.where(valid, disparity, np.float32(np.nan))
+    if not valid.all():
+        # A store under a mask takes NumPy several times as long.
+        kept = np.full_like(disparity, np.nan)
+        disparity = cv2.copyTo(disparity, valid.view(np.uint8), kept)
     if settings.speckle_size:
         disparity = without_speckles(disparity, settings.speckle_size, settings.speckle_range)
     return disparity

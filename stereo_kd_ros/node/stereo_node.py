@@ -38,6 +38,8 @@ from stereo_kd_ros.node.pipeline import DepthFrame, PairDropped, process_pair
 from stereo_kd_ros.node.sync import make_matcher
 from stereo_kd_ros.pairing import Mailbox
 
+# Long enough for a thread to wake up.
+HANDOVER_S = 5e-5
 LOG_PERIOD_S = 5.0
 HEALTH_PERIOD_S = 1.0
 # Dropping these is the node doing its work, so they are counted and not logged.
@@ -269,6 +271,8 @@ class StereoNode(LifecycleNode):
         self._waiting_since_ns = received.received_ns
         if self._mailbox.put(received) is not None:
             self._counts.add('dropped_superseded')
+        # The worker has been told, but this thread holds the interpreter until it waits again.
+        time.sleep(HANDOVER_S)
 
     def _on_input_error(self, reason: str) -> None:
         self._counts.add('dropped_image')

@@ -1,12 +1,14 @@
 # Copyright 2026 The stereo_kd_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""A sensor_msgs/Image read in place from the bytes that came over the wire.
+"""Images and camera_info read in place from the bytes that came over the wire.
 
 rclpy makes a message of those bytes by copying the pixels twice, into the message in C and into
 that in Python, and holds the interpreter meanwhile: 0.3 ms for 640x480 bgr8 and 0.5 ms for
 1280x720, where reading the fields round the pixels takes 0.01 ms and leaves them where they are.
-The encoding is CDR (OMG DDSI-RTPS 10.2, XCDR version 1): fields in their order, each at a multiple
-of its size, counted from behind four bytes that tell the byte order.
+A camera_info takes 0.06 ms, and most say what the one before said.
+
+The encoding is CDR (OMG DDSI-RTPS 10.2, XCDR version 1): fields in their order, each at a
+multiple of its size, counted from behind four bytes that tell the byte order.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from dataclasses import dataclass
 
 from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 # The second byte of the encapsulation, for plain CDR.
 _BYTE_ORDERS = {b'\x00\x00': '>', b'\x00\x01': '<'}
 _ENCAPSULATION = 4
+# Seconds and nanoseconds, with which every message with a header begins.
+_BEHIND_STAMP = _ENCAPSULATION + 8
 
 
 class WireError(ValueError):
@@ -63,6 +67,35 @@ def read_image(wire: bytes) -> WireImage | Image:
     data = reader.take(reader.number('I'))
     header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame)
     return WireImage(header, height, width, encoding, is_bigendian, step, data)
+
+
+class CameraInfoReader:
+    """Reads the camera_info of one topic; a calibration that came before is not read again."""
+
+    def __init__(self) -> None:
+        self._calibration = b''
+        self._message: CameraInfo | None = None
+
+    def read(self, wire: bytes) -> tuple[int, CameraInfo]:
+        """Read a serialised sensor_msgs/CameraInfo.
+
+        Returns:
+            its stamp [ns], and the message: that of before, with its stamp, where nothing but
+            the stamp is new.
+
+        Raises:
+            RuntimeError: the bytes are no camera_info, by rclpy.
+        """
+        order = _BYTE_ORDERS.get(bytes(wire[:2]))
+        if order is None or len(wire) < _BEHIND_STAMP:
+            info = deserialize_message(wire, CameraInfo)
+            return info.header.stamp.sec * 1_000_000_000 + info.header.stamp.nanosec, info
+        seconds, nanoseconds = struct.unpack_from(order + 'iI', wire, _ENCAPSULATION)
+        calibration = wire[_BEHIND_STAMP:]
+        if self._message is None or calibration != self._calibration:
+            self._message = deserialize_message(wire, CameraInfo)
+            self._calibration = calibration
+        return seconds * 1_000_000_000 + nanoseconds, self._message
 
 
 class _Reader:
