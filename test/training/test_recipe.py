@@ -23,6 +23,7 @@ from two_processes import run_in_two_processes  # noqa: E402
 import stereo_kd_training  # noqa: E402
 from stereo_kd_ros.disparity_io import write_pfm  # noqa: E402
 from stereo_kd_training.datasets.base import DatasetError  # noqa: E402
+from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
 from stereo_kd_training.prune import save_network  # noqa: E402
@@ -128,6 +129,8 @@ def test_every_mistake_is_listed(pairs):
         ({'teacher': None, 'teach': None}, 'no teacher section'),
         ({'teach': None}, 'no checkpoint and no teach stage'),
         ({'teacher': {'onnx': 'x.onnx'}}, 'needs cache: true'),
+        ({'teacher': {'model': 'medium'}}, 'needs cache: true'),
+        ({'teacher': {'model': 'medium', 'folder': 'x'}}, 'one of network, model, onnx, folder'),
         ({'teacher': {'network': 'psmnet'}}, "teach trains 'kestrel' but the teacher is"),
         ({'prune': {'target': 'flops', 'value': 1}}, 'parameters, macs, latency_ms'),
         ({'teacher': {'network': 'kestrel', 'top_k': 4}}, 'top_k is for the cache'),
@@ -559,6 +562,46 @@ def test_a_folder_of_disparities_can_teach(pairs, tmp_path):
     first = json.loads((tmp_path / 'run/distill/log.jsonl').read_text().splitlines()[0])
     assert first['train/dtp_l1'] > 0 and first['train/teacher_pixels'] > 0
     assert len(list((tmp_path / 'run/cache').rglob('*.npz'))) == 4
+
+
+@pytest.mark.parametrize('several', ['', 'ensemble='])
+def test_a_model_file_can_teach(pairs, tmp_path, several):
+    """As words of a command line, asked once or several times; its answers are kept."""
+    file = tmp_path / 'teacher.onnx'
+    export_network(create('kestrel', **TINY).eval(), file)
+    recipe = content(pairs, teach=None, prune=None, tune=None)
+    recipe['teacher'] = {'model': f'{several}{file}', 'cache': True}
+    recipe['distill'] = {
+        'training': training(1),
+        'loss': {'method': 'dtp', 'signal': 'teacher', 'teacher_pixels': 1.0},
+    }
+    checked = check_recipe(recipe)
+    assert any(f'teacher: {several}{file}, cached' in line for line in plan(checked, False))
+    assert RecipeRun(checked, tmp_path / 'run').run()['cache']['computed'] == 4
+    first = json.loads((tmp_path / 'run/distill/log.jsonl').read_text().splitlines()[0])
+    assert first['train/dtp_l1'] > 0
+
+
+def test_a_model_file_teaches_from_memory_as_its_checkpoint_does(pairs, tmp_path):
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY).eval()
+    save_network(network, tmp_path / 'teacher.pt')
+    export_network(network, tmp_path / 'teacher.onnx')
+    losses = []
+    for suffix in ('pt', 'onnx'):
+        recipe = content(pairs, teach=None, prune=None, tune=None)
+        recipe['teacher'] = {
+            'network': 'kestrel',
+            'checkpoint': str(tmp_path / f'teacher.{suffix}'),
+        }
+        recipe['distill'] = {
+            'training': training(1),
+            'loss': {'method': 'dtp', 'signal': 'teacher', 'distance': 'kl'},
+        }
+        RecipeRun(check_recipe(recipe), tmp_path / suffix).run()
+        log = (tmp_path / suffix / 'distill/log.jsonl').read_text().splitlines()[0]
+        losses.append(json.loads(log)['train/loss'])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_student_learns_from_distributions_on_disk_that_runs_share(pairs, tmp_path):

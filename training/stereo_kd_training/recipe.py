@@ -90,12 +90,14 @@ class TeacherSection(_Section):
     """The teacher; see `teachers.build_teacher` for the keys that are not here.
 
     Attributes:
-        network, checkpoint, options: a network of this package. Without a checkpoint it is
-            the one that the teach stage trained.
+        network, checkpoint, options: a network of this package, from a checkpoint or a model file
+            that it was exported to. Without, it is the one that the teach stage trained.
+        model: what `stereo-kd-train adapt --teacher` takes, such as `medium` or
+            `ensemble=medium`.
         onnx, adapter: any ONNX file.
         folder: disparities computed elsewhere.
         consistency_px: lower the confidence where left and right disagree.
-        cache: keep answers on disk before the student starts. Needed for onnx and folder; a
+        cache: keep answers on disk before the student starts. Needed for all but a network; a
             network without it answers every crop, colours and all, which features need.
         top_k: with the cache of a network, also keep each pixel's most probable hypotheses
             (float16), from which losses on distributions learn. Without, they learn from a
@@ -107,6 +109,7 @@ class TeacherSection(_Section):
     network: str | None = None
     checkpoint: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
     onnx: str | None = None
     adapter: str | None = None
     folder: str | None = None
@@ -118,9 +121,10 @@ class TeacherSection(_Section):
 
     @model_validator(mode='after')
     def _one_kind(self) -> TeacherSection:
-        kinds = [k for k in ('network', 'onnx', 'folder') if getattr(self, k) is not None]
+        known = ('network', 'model', 'onnx', 'folder')
+        kinds = [kind for kind in known if getattr(self, kind) is not None]
         if len(kinds) != 1:
-            raise ValueError('a teacher is one of network, onnx, folder')
+            raise ValueError(f'a teacher is one of {", ".join(known)}')
         if kinds[0] != 'network' and not self.cache:
             raise ValueError(f'a teacher by {kinds[0]} needs cache: true')
         if self.top_k and (kinds[0] != 'network' or not self.cache):

@@ -51,6 +51,7 @@ from stereo_kd_training.distill import (
 )
 from stereo_kd_training.networks import StereoNetwork, create
 from stereo_kd_training.networks.checkpoint import load_checkpoint
+from stereo_kd_training.networks.shipped import load_shipped
 from stereo_kd_training.recipe import Recipe, RecipeError, Source, Training
 from stereo_kd_training.teacher_cache import TeacherCache
 from stereo_kd_training.teachers import (
@@ -588,11 +589,19 @@ def change_options(network: StereoNetwork, options: dict[str, Any]) -> None:
 
 
 def load_any_network(name: str, options: dict[str, Any], path: str | Path) -> StereoNetwork:
-    """A network from a checkpoint of this trainer, or an official state dict of network `name`.
+    """A network from a checkpoint of this trainer, a model file, or an official state dict.
+
+    Args:
+        name: of the network, which an official state dict does not say.
+        options: of it, for the same case.
+        path: a run's checkpoint, an ONNX file that one of ours was exported to, or a state dict.
 
     Raises:
-        CheckpointError: neither, or of another network.
+        CheckpointError: none of these, or of another network.
+        ModelError: an ONNX file that says of no network how it is built.
     """
+    if Path(path).suffix == '.onnx':
+        return load_shipped(Path(path))
     try:
         read_checkpoint(path)
     except TrainingError:
@@ -638,7 +647,7 @@ def plan(recipe: Recipe, measure_time: bool = True) -> list[str]:
     if recipe.teacher:
         kept = 'cached' if recipe.teacher.cache else 'in memory'
         teacher = recipe.teacher
-        named = teacher.network or teacher.onnx or teacher.folder
+        named = teacher.network or teacher.model or teacher.onnx or teacher.folder
         files = (teacher.checkpoint, teacher.onnx, teacher.adapter, teacher.folder)
         lines.append(f'  teacher: {named}, {kept}{_absent(*files)}')
     student = recipe.distill.training
