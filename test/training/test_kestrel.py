@@ -19,7 +19,9 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     convex_upsample,
     correlation_volume,
     window_regression,
+    with_cells,
 )
+from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
 
 
 @settings(max_examples=20, deadline=None)
@@ -173,6 +175,31 @@ def test_a_larger_network_starts_with_what_a_smaller_one_knows(more):
     not_of_logits = ('guide', 'upsampling', 'aggregation.confidence')
     for name, parameter in large.named_parameters():
         assert name.startswith(not_of_logits) or parameter.grad.any(), name
+
+
+def test_cells_of_a_trained_network_may_be_changed():
+    """A texture shifted by whole pixels lies as far apart whatever the cells."""
+    torch.manual_seed(0)
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 48}).eval()
+    finer = with_cells(network, 3)
+    assert (finer.cell_px, finer.hypotheses, finer.max_disparity_px) == (3, 16, 48.0)
+    assert finer.configuration['options']['cell_px'] == 3 and network.cell_px == 4
+    twice = with_cells(finer, 4)
+    left, right = torch.randn(2, 1, 3, 96, 192)
+    with torch.no_grad():
+        expected, output = network(left, right), twice(left, right)
+    torch.testing.assert_close(output.logits[0][:, -12:], expected.logits[0], atol=1e-3, rtol=1e-3)
+
+
+def test_cells_of_what_has_none_are_refused():
+    with pytest.raises(NetworkError, match='this is AnyNet'):
+        with_cells(create('anynet'), 3)
+    with pytest.raises(NetworkError, match='multiple of 5'):
+        with_cells(create('kestrel', **{**TINY, 'max_disparity_px': 48}), 5)
+    pruned = create('kestrel', **TINY)
+    prune_to_ratio(pruned, 0.5, round_to=4)
+    with pytest.raises(NetworkError, match='a pruned one'):
+        with_cells(pruned, 3)
 
 
 def test_a_smaller_network_is_not_started_from_a_larger_one():

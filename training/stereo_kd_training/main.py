@@ -147,6 +147,10 @@ def export(
         float,
         typer.Option(help='Divides the logits: above 1 softens the distribution of disparities.'),
     ] = 1.0,
+    cell_px: Annotated[
+        int | None,
+        typer.Option(min=2, max=6, help='Cells of another size: finer (3) is better and slower.'),
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
         Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
@@ -170,6 +174,7 @@ def export(
         export_network,
         training_sources,
     )
+    from stereo_kd_training.networks.kestrel import with_cells
     from stereo_kd_training.train import TrainingError, load_network, read_checkpoint
 
     size = None
@@ -182,6 +187,8 @@ def export(
                 f'--share is for what training made of a file; {run} is a file: give the run '
                 'folder, and the file as --after'
             )
+        if cell_px is not None:
+            raise TrainingError(f'--cell-px is for a run folder or checkpoint; {run} is a file')
         parities = export_again(run, out, size, temperature=temperature, version=version)
         _print_parities(parities, out)
         return
@@ -192,6 +199,8 @@ def export(
             raise TrainingError('--share needs --after, the file whose weights the run began with')
         network = _part_of_the_way(after, network, share)
     extra: dict[str, Any] = {'steps': state.get('step'), 'share': share}
+    if cell_px is not None:
+        network = with_cells(network, cell_px)
     if temperature != 1.0:
         network.temper(temperature)
         extra['temperature'] = temperature

@@ -467,3 +467,28 @@ class Kestrel(StereoNetwork):
                 'confidence': confidence,
             },
         )
+
+
+def with_cells(network: StereoNetwork, cell_px: int) -> Kestrel:
+    """The same weights at another resolution: finer cells for accuracy, coarser ones for speed.
+
+    Args:
+        network: a `Kestrel` that was not pruned.
+        cell_px: pixels of its cells, see `Kestrel`.
+
+    Returns:
+        a new network in eval mode.
+
+    Raises:
+        NetworkError: another network, a pruned one, or cells that do not divide its range.
+    """
+    configuration = network.configuration
+    if not isinstance(network, Kestrel) or configuration.get('widths'):
+        what = 'a pruned one' if isinstance(network, Kestrel) else type(network).__name__
+        raise NetworkError(f'cells belong to a Kestrel that was not pruned, this is {what}')
+    # Not from the top: `networks` registers what this module defines.
+    from stereo_kd_training.networks import create
+
+    other = create(configuration['name'], **{**configuration['options'], 'cell_px': cell_px})
+    other.load_state_dict(other.fitted(network.state_dict()))
+    return other.eval()
