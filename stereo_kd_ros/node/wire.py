@@ -16,7 +16,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -65,7 +64,8 @@ def read_image(wire: bytes) -> WireImage | Image:
     is_bigendian = reader.number('B')
     step = reader.number('I')
     data = reader.take(reader.number('I'))
-    header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame)
+    header = Header(frame_id=frame)
+    header.stamp.sec, header.stamp.nanosec = seconds, nanoseconds
     return WireImage(header, height, width, encoding, is_bigendian, step, data)
 
 

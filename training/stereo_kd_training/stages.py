@@ -37,6 +37,7 @@ from accelerate import PartialState
 
 from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
 from stereo_kd_training import losses, prune
+from stereo_kd_training.adapt.teachers import open_teacher
 from stereo_kd_training.complexity import complexity
 from stereo_kd_training.datasets.base import DatasetError
 from stereo_kd_training.datasets.kitti import fold
@@ -476,12 +477,14 @@ class RecipeRun:
         if self._answers is None:
             section = self.recipe.teacher
             teacher: Teacher
-            if section.network is None:
+            if section.network is None and section.model is None:
                 teacher = build_teacher(section.description())
             else:
-                teacher = TorchTeacher(
-                    self._load_teacher_network(), section.top_k, cell=section.top_k_cell
-                )
+                if section.model is not None:
+                    teacher = open_teacher(section.model).teacher
+                else:
+                    network = self._load_teacher_network()
+                    teacher = TorchTeacher(network, section.top_k, cell=section.top_k_cell)
                 if section.consistency_px is not None:
                     teacher = ConsistencyChecked(teacher, section.consistency_px)
             folder = section.cache_folder or self.folder / 'cache'

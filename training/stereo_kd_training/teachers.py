@@ -546,8 +546,7 @@ def build_teacher(description: Mapping[str, Any]) -> Teacher:
     """A teacher from a recipe's `teacher` section.
 
     One of `network` (with `checkpoint`, optional `options`, `top_k`, `cell`, `device`), `onnx`
-    (with `adapter`, optional `providers`, `threads`), `folder`, or `model`, which is the words
-    that `adapt.teachers.open_teacher` knows; and `consistency_px` on top.
+    (with `adapter`, optional `providers`, `threads`) or `folder`; and `consistency_px` on top.
 
     Raises:
         TeacherError: none or several of these, or a key that does not belong.
@@ -558,7 +557,6 @@ def build_teacher(description: Mapping[str, Any]) -> Teacher:
         'network': ('checkpoint', 'options', 'top_k', 'device', 'cell'),
         'onnx': ('adapter', 'providers', 'threads'),
         'folder': ('name',),
-        'model': ('threads',),
     }
     given = [kind for kind in kinds if kind in settings]
     if len(given) != 1:
@@ -579,11 +577,6 @@ def build_teacher(description: Mapping[str, Any]) -> Teacher:
         elif kind == 'onnx':
             adapter = OnnxAdapter.from_yaml(settings.pop('adapter'))
             teacher = OnnxTeacher(subject, adapter, **settings)
-        elif kind == 'model':
-            # That module builds on this one.
-            from stereo_kd_training.adapt.teachers import open_teacher
-
-            teacher = open_teacher(subject, **settings).teacher
         else:
             teacher = FolderTeacher(subject, **settings)
     except (TypeError, KeyError) as error:
