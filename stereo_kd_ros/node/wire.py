@@ -20,7 +20,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-# The second byte of the encapsulation, for plain CDR.
+# The first two bytes of the encapsulation, for plain CDR.
 _BYTE_ORDERS = {b'\x00\x00': '>', b'\x00\x01': '<'}
 _ENCAPSULATION = 4
 # Seconds and nanoseconds, with which every message with a header begins.
@@ -80,8 +80,8 @@ class CameraInfoReader:
         """Read a serialised sensor_msgs/CameraInfo.
 
         Returns:
-            its stamp [ns], and the message: that of before, with its stamp, where nothing but
-            the stamp is new.
+            its stamp [ns], and the message; where nothing but the stamp is new, the message of
+            before, whose own stamp is then the earlier one.
 
         Raises:
             RuntimeError: the bytes are no camera_info, by rclpy.

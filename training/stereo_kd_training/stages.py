@@ -477,16 +477,15 @@ class RecipeRun:
         if self._answers is None:
             section = self.recipe.teacher
             teacher: Teacher
-            if section.network is None and section.model is None:
-                teacher = build_teacher(section.description())
+            if section.model is not None:
+                teacher = open_teacher(section.model).teacher
+            elif section.network is not None:
+                network = self._load_teacher_network()
+                teacher = TorchTeacher(network, section.top_k, cell=section.top_k_cell)
             else:
-                if section.model is not None:
-                    teacher = open_teacher(section.model).teacher
-                else:
-                    network = self._load_teacher_network()
-                    teacher = TorchTeacher(network, section.top_k, cell=section.top_k_cell)
-                if section.consistency_px is not None:
-                    teacher = ConsistencyChecked(teacher, section.consistency_px)
+                teacher = build_teacher({**section.description(), 'consistency_px': None})
+            if section.consistency_px is not None:
+                teacher = ConsistencyChecked(teacher, section.consistency_px)
             folder = section.cache_folder or self.folder / 'cache'
             self._answers = TeacherCache(folder, teacher)
         return self._answers

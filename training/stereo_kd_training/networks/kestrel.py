@@ -472,6 +472,8 @@ class Kestrel(StereoNetwork):
 def with_cells(network: StereoNetwork, cell_px: int) -> Kestrel:
     """The same weights at another resolution: finer cells for accuracy, coarser ones for speed.
 
+    A confidence that was calibrated is that of the old cells; calibrate the new ones again.
+
     Args:
         network: a `Kestrel` that was not pruned.
         cell_px: pixels of its cells, see `Kestrel`.
