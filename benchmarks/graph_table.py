@@ -224,7 +224,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         for k, value in enumerate(neighbours(coarse)):
             share = torch.exp(weights[:, k * count : (k + 1) * count].clamp(-10.0, 10.0))
             weighted, total = weighted + share * value, total + share
-        return F.pixel_shuffle(weighted / total, factor)
+        return F.pixel_shuffle(weighted / total, factor[0])
 
     def nine(coarse, weights, factor):
         batch, _, height, width = coarse.shape
@@ -234,11 +234,11 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
     def upsampling_by_reduction(coarse, weights, factor):
         parts, values = nine(coarse, weights, factor)
         shares = torch.exp(parts)
-        return F.pixel_shuffle((shares * values).sum(1) / shares.sum(1), factor)
+        return F.pixel_shuffle((shares * values).sum(1) / shares.sum(1), factor[0])
 
     def softmax_upsampling(coarse, weights, factor):
         parts, values = nine(coarse, weights, factor)
-        return F.pixel_shuffle((torch.softmax(parts, 1) * values).sum(1), factor)
+        return F.pixel_shuffle((torch.softmax(parts, 1) * values).sum(1), factor[0])
 
     def forward(together=False, guide_both=False, apart=False):
         def run(self, left, right):
@@ -263,8 +263,8 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
                 sure = torch.sigmoid(confidence) * mass
             else:
                 sure = self.calibration(confidence, mass, logits, 4 * self.bins, 4 * coarse)
-            fine = deployed.bilinear(sure, 4)
-            disparity = kestrel.convex_upsample(4.0 * coarse, weights, 4)[:, 0]
+            fine = deployed.bilinear(sure, (4, 4))
+            disparity = kestrel.convex_upsample(4.0 * coarse, weights, (4, 4))[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 
         return run

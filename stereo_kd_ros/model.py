@@ -61,7 +61,7 @@ class Manifest:
         weights_sha256: Of the weights it was exported from.
         exporter: Versions of what exported it.
         opset: ONNX operator set.
-        stride: The graph pads to multiples of it.
+        stride: Sides that are multiples of it need no padding.
         licence: SPDX identifier of the weights.
         calibration_sha256: Of the images an INT8 variant was calibrated with, or None.
         calibration: The camera it was adapted to, or None: `camera.calibration_record`.

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip('torch', reason='training needs torch')
@@ -22,6 +24,7 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     with_cells,
 )
 from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
+from stereo_kd_training.train import LossWeights, supervised_loss  # noqa: E402
 
 
 @settings(max_examples=20, deadline=None)
@@ -72,10 +75,10 @@ def test_convex_upsampling_keeps_a_constant_and_stays_between_neighbours():
     weights = torch.randn(1, 9 * 16, 4, 5) * 3
     constant = torch.full((1, 1, 4, 5), 7.25)
     torch.testing.assert_close(
-        convex_upsample(constant, weights, 4), torch.full((1, 1, 16, 20), 7.25)
+        convex_upsample(constant, weights, (4, 4)), torch.full((1, 1, 16, 20), 7.25)
     )
     coarse = torch.rand(1, 1, 4, 5)
-    fine = convex_upsample(coarse, weights, 4)
+    fine = convex_upsample(coarse, weights, (4, 4))
     assert fine.min() >= coarse.min() - 1e-6 and fine.max() <= coarse.max() + 1e-6
 
 
@@ -83,7 +86,7 @@ def test_convex_upsampling_puts_each_fine_pixel_in_its_own_cell():
     coarse = torch.arange(12.0).view(1, 1, 3, 4)
     weights = torch.full((1, 9, 16, 3, 4), -10.0)
     weights[:, 4] = 10.0  # the middle of the 3x3 neighbourhood takes all
-    fine = convex_upsample(coarse, weights.flatten(1, 2), 4)
+    fine = convex_upsample(coarse, weights.flatten(1, 2), (4, 4))
     expected = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(fine, expected, atol=1e-4, rtol=0)
 
@@ -111,15 +114,15 @@ def test_a_range_that_is_no_multiple_of_four_is_refused():
         create('kestrel', max_disparity_px=190)
 
 
-@pytest.mark.parametrize('cell', [2, 3, 5, 6])
-def test_finer_cells_are_the_same_network_on_larger_images(cell):
+@pytest.mark.parametrize('rows, cell', [(2, 2), (3, 3), (5, 5), (6, 6), (6, 3), (4, 3), (3, 4)])
+def test_finer_cells_are_the_same_network_on_larger_images(rows, cell):
     """From weights of the coarse one, the coarse answer on enlarged images, in smaller pixels."""
     torch.manual_seed(0)
     coarse = create('kestrel', **{**TINY, 'max_disparity_px': 48}).eval()
-    options = {**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell}
+    options = {**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell, 'cell_height_px': rows}
     fine = create('kestrel', **options).eval()
     fine.load_state_dict(fine.fitted(coarse.state_dict()))
-    height, width = 16 * cell, 32 * cell
+    height, width = 16 * rows, 32 * cell
     left, right = torch.randn(2, 1, 3, height, width)
     large = [torch.nn.functional.interpolate(x, (64, 128), mode='bilinear') for x in (left, right)]
     with torch.no_grad():
@@ -191,6 +194,57 @@ def test_cells_of_a_trained_network_may_be_changed():
     torch.testing.assert_close(output.logits[0][:, -12:], expected.logits[0], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    'first, second',
+    [
+        ((3, 6), (3, None)),
+        ((3, 4), (3, 6)),
+        ((4, 6), (4, 3)),
+        ((4, 6), (3, 6)),
+        ((6, 4), (4, None)),
+    ],
+)
+def test_cells_need_not_be_square(first, second):
+    """Weights between two shapes of cells keep their logits: matching sees the same picture."""
+    torch.manual_seed(0)
+    options = {**TINY, 'max_disparity_px': 48}
+    one = create('kestrel', **options, cell_px=first[0], cell_height_px=first[1]).eval()
+    other = with_cells(one, *second)
+    assert other.cell == (second[1] or second[0], second[0])
+    assert other.strides == (8 * other.cell[0], 8 * other.cell[1])
+    cells_high, cells_wide = 8, 16
+    logits = []
+    for network in (one, other):
+        size = (cells_high * network.cell[0], cells_wide * network.cell[1])
+        left, right = (torch.ones(1, 3, *size) * shade for shade in (0.3, -0.2))
+        with torch.no_grad():
+            output = network(left, right)
+        assert output.disparity.shape[1:] == output.confidence.shape[1:] == size
+        logits.append(output.logits[0])
+    common = one.hypotheses
+    assert logits[0].shape[2:] == logits[1].shape[2:] == (cells_high, cells_wide)
+    torch.testing.assert_close(
+        logits[0][:, -common:], logits[1][:, -common:], atol=1e-3, rtol=1e-3
+    )
+
+
+def test_a_plane_at_a_known_disparity_trains_tall_cells():
+    """The truth of a cell is that in its middle, whatever its shape."""
+    torch.manual_seed(0)
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 36}, cell_px=3, cell_height_px=6)
+    output = network(*torch.randn(2, 1, 3, 48, 72))
+    rows = torch.arange(48.0).view(1, 48, 1).expand(1, 48, 72) / 6
+    perfect = replace(
+        output,
+        features={**output.features, 'coarse': rows[:, None, 3::6, 1::3].clone()},
+        logits=(),
+        hypotheses=(),
+        stages=(rows,),
+    )
+    _, terms = supervised_loss(perfect, rows, LossWeights())
+    assert terms['coarse'] == 0.0 and terms['disparity'] == 0.0
+
+
 def test_cells_of_what_has_none_are_refused():
     with pytest.raises(NetworkError, match='this is AnyNet'):
         with_cells(create('anynet'), 3)
@@ -209,12 +263,14 @@ def test_a_smaller_network_is_not_started_from_a_larger_one():
         small.load_state_dict(small.fitted(large.state_dict()))
 
 
-@pytest.mark.parametrize('cell', [2, 3, 5, 6])
-def test_finer_cells_are_exported(cell, tmp_path):
+@pytest.mark.parametrize('rows, cell', [(2, 2), (3, 3), (5, 5), (6, 6), (6, 3), (4, 3), (6, 4)])
+def test_finer_cells_are_exported(rows, cell, tmp_path):
     torch.manual_seed(0)
-    network = create('kestrel', **{**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell}).eval()
-    assert network.stride == 8 * cell
-    export_network(network, tmp_path / 'fine.onnx', sizes=((6 * network.stride, 96), (50, 83)))
+    options = {**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell, 'cell_height_px': rows}
+    network = create('kestrel', **options).eval()
+    assert network.strides == (8 * rows, 8 * cell)
+    assert network.stride % (8 * rows) == network.stride % (8 * cell) == 0
+    export_network(network, tmp_path / 'fine.onnx', sizes=((48 * rows, 96), (50, 83)))
 
 
 def test_a_size_between_the_strides_is_counted_as_it_is_padded():
@@ -225,6 +281,8 @@ def test_a_size_between_the_strides_is_counted_as_it_is_padded():
 def test_cells_of_another_size_are_refused():
     with pytest.raises(NetworkError, match='cell_px is 7'):
         create('kestrel', cell_px=7)
+    with pytest.raises(NetworkError, match='cell_height_px is 8'):
+        create('kestrel', cell_px=3, cell_height_px=8)
 
 
 def test_unknown_names_and_options_are_explained():

@@ -114,22 +114,22 @@ def test_smooth_l1_refuses_another_grid():
 
 def test_downsample_takes_the_median_of_the_valid_and_invents_nothing():
     disparity = torch.tensor([[[10.0, 90.0], [10.0, float('nan')]]])
-    coarse, valid = losses.downsample_disparity(disparity, None, 2)
+    coarse, valid = losses.downsample_disparity(disparity, None, (2, 2))
     assert coarse.item() == 10.0 and valid.item()
-    coarse, valid = losses.downsample_disparity(disparity, torch.zeros(1, 2, 2).bool(), 2)
+    coarse, valid = losses.downsample_disparity(disparity, torch.zeros(1, 2, 2).bool(), (2, 2))
     assert coarse.item() == 0.0 and not valid.item()
 
 
 def test_downsample_keeps_cells_apart():
     rows = torch.arange(4.0).view(1, 4, 1) // 2 * 10
     columns = torch.arange(6.0).view(1, 1, 6) // 2
-    coarse, _ = losses.downsample_disparity(rows + columns, None, 2)
+    coarse, _ = losses.downsample_disparity(rows + columns, None, (2, 2))
     torch.testing.assert_close(coarse[0], torch.tensor([[0.0, 1, 2], [10, 11, 12]]))
 
 
 def test_downsample_refuses_a_size_that_does_not_divide():
-    with pytest.raises(losses.LossError, match='multiple of the factor 4'):
-        losses.downsample_disparity(torch.zeros(1, 6, 8), None, 4)
+    with pytest.raises(losses.LossError, match='multiple of the cells, 4x4'):
+        losses.downsample_disparity(torch.zeros(1, 6, 8), None, (4, 4))
 
 
 # every masked loss

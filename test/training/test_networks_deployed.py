@@ -66,14 +66,45 @@ def test_of_channels_that_tie_the_first_is_the_best():
     assert expected[0, 0, 0, 0] == pytest.approx(6.0)
 
 
-@pytest.mark.parametrize('factor', [2, 3, 4])
+@pytest.mark.parametrize('factors', [(2, 2), (3, 3), (4, 4), (6, 3), (4, 5)])
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (8, 2)])
-def test_the_sums_are_bilinear(seeded, size, factor):
+def test_the_sums_are_bilinear(seeded, size, factors):
     coarse = torch.rand(2, 1, *size, generator=seeded)
+    scales = tuple(float(factor) for factor in factors)
     torch.testing.assert_close(
-        deployed.bilinear(coarse, factor),
-        F.interpolate(coarse, scale_factor=float(factor), mode='bilinear', align_corners=False),
+        deployed.bilinear(coarse, factors),
+        F.interpolate(coarse, scale_factor=scales, mode='bilinear', align_corners=False),
     )
+
+
+@pytest.mark.parametrize('rows', [2, 3, 4, 5, 6])
+@pytest.mark.parametrize('columns', [2, 3, 4, 5, 6])
+def test_a_resize_of_bytes_is_bilinear_between_pixel_centres(seeded, rows, columns):
+    cell = (rows, columns)
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 12 * columns}, **cells(cell))
+    height, width = (2 * stride for stride in network.strides)
+    image = torch.randint(0, 256, (2, height - 1, width - 3, 3), generator=seeded)
+    pad = [0, 3, 0, 1]
+    found = deployed.normalised(image, pad, *network.normalisation, network.resizes)
+    planes = F.pad(image.permute(0, 3, 1, 2).float(), pad, mode='replicate')
+    scales = tuple(4.0 / size for size in cell)
+    expected = F.interpolate(
+        network.normalize(planes), scale_factor=scales, mode='bilinear', align_corners=False
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def cells(cell: tuple[int, int]) -> dict[str, int]:
+    return {'cell_px': cell[1], 'cell_height_px': cell[0]}
+
+
+def test_parts_of_a_cell_lie_row_by_row():
+    parts = torch.arange(12.0).view(1, 6, 1, 2)
+    # two cells of 3 rows and 2 columns, of which part k holds 2 k and 2 k + 1
+    expected = torch.tensor([[0.0, 2, 1, 3], [4, 6, 5, 7], [8, 10, 9, 11]])
+    assert torch.equal(deployed.shuffled(parts, (3, 2))[0, 0], expected)
+    square = torch.arange(8.0).view(1, 4, 1, 2)
+    assert torch.equal(deployed.shuffled(square, (2, 2)), F.pixel_shuffle(square, 2))
 
 
 def test_bytes_are_normalised_and_padded_alike(seeded):
@@ -94,18 +125,19 @@ def test_a_volume_is_scaled_channel_by_channel(seeded):
     torch.testing.assert_close(deployed.scaled(volume, torch.tensor(2.5), 6), 2.5 * volume)
 
 
-@pytest.mark.parametrize('factor', [2, 3, 4])
-def test_upsampling_by_nine_convolutions_is_that_by_one(seeded, factor):
+@pytest.mark.parametrize('factors', [(2, 2), (3, 3), (4, 4), (6, 3), (4, 5)])
+def test_upsampling_by_nine_convolutions_is_that_by_one(seeded, factors):
+    area = factors[0] * factors[1]
     features = torch.randn(2, 5, 3, 4, generator=seeded)
     # beyond the limit of 10 as well
-    weight = 20 * torch.randn(9 * factor**2, 5, 1, 1, generator=seeded)
-    bias = torch.randn(9 * factor**2, generator=seeded)
+    weight = 20 * torch.randn(9 * area, 5, 1, 1, generator=seeded)
+    bias = torch.randn(9 * area, generator=seeded)
     coarse = 100 * torch.rand(2, 1, 3, 4, generator=seeded)
     parts = deployed.in_parts(features, weight, bias, 9)
-    assert [part.shape[1] for part in parts] == 9 * [factor**2]
+    assert [part.shape[1] for part in parts] == 9 * [area]
     torch.testing.assert_close(
-        convex_upsample(coarse, parts, factor),
-        convex_upsample(coarse, F.conv2d(features, weight, bias), factor),
+        convex_upsample(coarse, parts, factors),
+        convex_upsample(coarse, F.conv2d(features, weight, bias), factors),
     )
 
 

@@ -189,7 +189,8 @@ def _pixels(
 
     images = []
     height, width = pair.disparity.shape
-    pad = [0, -width % calibrated.stride, 0, -height % calibrated.stride]
+    down, across = calibrated.strides
+    pad = [0, -width % across, 0, -height % down]
     for picture in (pair.left, pair.right):
         planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
         images.append(calibrated.normalize(F.pad(planes, pad, mode='replicate')))
@@ -203,8 +204,8 @@ def _pixels(
     rows, columns = torch.nonzero(known, as_tuple=True)
     chosen = torch.from_numpy(generator.permutation(len(rows))[:PIXELS_PER_PAIR])
     rows, columns = rows[chosen], columns[chosen]
-    factor = images[0].shape[2] // noted[0].shape[2]
-    found = noted[0][0, 0, rows // factor, columns // factor]
+    cell = [size // cells for size, cells in zip(images[0].shape[2:], noted[0].shape[2:])]
+    found = noted[0][0, 0, rows // cell[0], columns // cell[1]]
     truth = truth[rows, columns]
     error = (output.disparity[0, rows, columns] - truth).abs()
     confidence = torch.full_like(error, torch.nan)

@@ -67,10 +67,10 @@ class MacCounter(TorchDispatchMode):
 def complexity(network: nn.Module, height: int = 480, width: int = 640) -> Complexity:
     """Count `network`, which is left as it is, in inference mode for one (height, width) pair.
 
-    As at run time, the pair is padded to the multiples that the network's stride asks for.
+    As at run time, the pair is padded to the multiples that the network's strides ask for.
     """
-    stride = getattr(network, 'stride', 1)
-    height, width = height + -height % stride, width + -width % stride
+    down, across = getattr(network, 'strides', (1, 1))
+    height, width = height + -height % down, width + -width % across
     ghost = copy.deepcopy(network).to('meta').eval()
     left = torch.empty(1, 3, height, width, device='meta')
     right = torch.empty(1, 3, height, width, device='meta')

@@ -141,8 +141,8 @@ class NetworkTeacher:
     def __call__(self, batch: Batch) -> TeacherAnswer:
         network = self.network.to(batch.left.device)
         height, width = batch.left.shape[-2:]
-        stride = network.stride
-        pad = (0, -width % stride, 0, -height % stride)
+        down, across = network.strides
+        pad = (0, -width % across, 0, -height % down)
         images = [
             network.normalize(F.pad(image.float(), pad, mode='replicate'))
             for image in (batch.left, batch.right)
@@ -236,8 +236,8 @@ def _without_padding(
 ) -> Tensor | None:
     if scores is None:
         return None
-    factor = padded[0] // scores.shape[-2]
-    return scores[..., : -(-height // factor), : -(-width // factor)]
+    down, across = (size // cells for size, cells in zip(padded, scores.shape[-2:]))
+    return scores[..., : -(-height // down), : -(-width // across)]
 
 
 def teacher_distribution(
@@ -256,8 +256,10 @@ def teacher_distribution(
         probabilities (B, D, h, w) and where they are known (B, h, w).
     """
     if answer.logits is None:
-        factor = answer.disparity.shape[-2] // size[0]
-        coarse, known = losses.downsample_disparity(answer.disparity, None, factor)
+        down, across = (
+            pixels // cells for pixels, cells in zip(answer.disparity.shape[-2:], size)
+        )
+        coarse, known = losses.downsample_disparity(answer.disparity, None, (down, across))
         coarse = torch.where(known, coarse, torch.full_like(coarse, torch.nan))
         # A Laplace density raised to 1/t is one of t times the width.
         spread = laplace_distribution(coarse, hypotheses, laplace_scale_px * temperature)

@@ -277,7 +277,7 @@ def export_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     network.eval()
     model = ContractModel(network).eval()
-    height, width = fixed_size or (4 * network.stride, 6 * network.stride)
+    height, width = fixed_size or (4 * network.strides[0], 6 * network.strides[1])
     left, right = (torch.from_numpy(image) for image in example_pair(height, width))
     dynamic = None
     if fixed_size is None:

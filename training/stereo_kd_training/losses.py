@@ -52,24 +52,25 @@ def _same_shape(what: str, first: Tensor, second: Tensor) -> None:
 
 
 def downsample_disparity(
-    disparity: Tensor, valid: Tensor | None, factor: int
+    disparity: Tensor, valid: Tensor | None, factors: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """(B, H, W) truth on the grid of a 1/`factor` volume, still in input pixels.
+    """(B, H, W) truth on the grid of a volume of `factors` (height, width), still in input pixels.
 
     Each cell takes the median of its valid pixels: sparse truth stays usable, and no value
     is invented between the two surfaces that meet inside a cell.
 
     Returns:
-        disparity (B, H/factor, W/factor) and its mask.
+        disparity (B, H/fy, W/fx) and its mask.
     """
     disparity, valid = target_and_mask(disparity, valid)
     batch, height, width = disparity.shape
-    if height % factor or width % factor:
-        raise LossError(f'{height}x{width} is not a multiple of the factor {factor}')
-    if factor == 1:
+    down, across = factors
+    if height % down or width % across:
+        raise LossError(f'{height}x{width} is not a multiple of the cells, {down}x{across}')
+    if factors == (1, 1):
         return disparity, valid
     missing = torch.where(valid, disparity, torch.full_like(disparity, torch.nan))
-    cells = missing.view(batch, height // factor, factor, width // factor, factor)
+    cells = missing.view(batch, height // down, down, width // across, across)
     median = cells.transpose(2, 3).flatten(3).nanmedian(dim=3).values
     return target_and_mask(median, None)
 

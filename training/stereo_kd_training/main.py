@@ -151,6 +151,10 @@ def export(
         int | None,
         typer.Option(min=2, max=6, help='Cells of another size: finer (3) is better and slower.'),
     ] = None,
+    cell_height_px: Annotated[
+        int | None,
+        typer.Option(min=2, max=6, help='Their height, if not their width: 6 is much faster.'),
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
         Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
@@ -187,8 +191,10 @@ def export(
                 f'--share is for what training made of a file; {run} is a file: give the run '
                 'folder, and the file as --after'
             )
-        if cell_px is not None:
-            raise TrainingError(f'--cell-px is for a run folder or checkpoint; {run} is a file')
+        if cell_px is not None or cell_height_px is not None:
+            raise TrainingError(
+                f'--cell-px and --cell-height-px are for a run or checkpoint; {run} is a file'
+            )
         parities = export_again(run, out, size, temperature=temperature, version=version)
         _print_parities(parities, out)
         return
@@ -200,7 +206,9 @@ def export(
         network = _part_of_the_way(after, network, share)
     extra: dict[str, Any] = {'steps': state.get('step'), 'share': share}
     if cell_px is not None:
-        network = with_cells(network, cell_px)
+        network = with_cells(network, cell_px, cell_height_px)
+    elif cell_height_px is not None:
+        raise TrainingError('--cell-height-px needs --cell-px, their width')
     if temperature != 1.0:
         network.temper(temperature)
         extra['temperature'] = temperature

@@ -183,12 +183,13 @@ def _stage_errors(
 ) -> tuple[list[float], float]:
     """EPE in px of every stage, coarse to fine, and D1 in percent of the last."""
     height, width = truth.shape
-    up = -height % network.stride
+    down, across = network.strides
+    up = -height % down
     images = [
         network.normalize(
             F.pad(
                 torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float(),
-                (0, -width % network.stride, up, 0),
+                (0, -width % across, up, 0),
             )
         )
         for image in (left, right)

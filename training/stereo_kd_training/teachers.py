@@ -190,8 +190,8 @@ class TorchTeacher(Teacher):
     def predict(self, left: np.ndarray, right: np.ndarray, name: str = '') -> Prediction:
         check_pair(left, right)
         height, width = left.shape[:2]
-        stride = self.network.stride
-        pad = (0, -width % stride, 0, -height % stride)
+        down, across = self.network.strides
+        pad = (0, -width % across, 0, -height % down)
         images = []
         for image in (left, right):
             planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
@@ -205,11 +205,11 @@ class TorchTeacher(Teacher):
             confidence = output.confidence[0, :height, :width].float().cpu().numpy()
         distribution = None
         if self.top_k:
-            distribution = self._distribution(output, height, width, images[0].shape[-2])
+            distribution = self._distribution(output, height, width, images[0].shape[-2:])
         return Prediction(disparity, np.clip(confidence, 0.0, 1.0), distribution)
 
     def _distribution(
-        self, output: StereoOutput, height: int, width: int, padded_height: int
+        self, output: StereoOutput, height: int, width: int, padded: Sequence[int]
     ) -> TopK:
         """Of the finest stage that has one."""
         staged = [
@@ -220,7 +220,12 @@ class TorchTeacher(Teacher):
         if not staged:
             raise TeacherError(f'{self.name} has no distribution over disparities; use top_k=0')
         logits, hypotheses = staged[-1]
-        factor = padded_height // logits.shape[-2]
+        factor, across = (size // cells for size, cells in zip(padded, logits.shape[-2:]))
+        if factor != across:
+            raise TeacherError(
+                f'{self.name} has cells of {across}x{factor} px; a cached distribution takes '
+                'square ones: use top_k=0, or teach without a cache'
+            )
         logits = logits[0, :, : -(-height // factor), : -(-width // factor)]
         probabilities = torch.softmax(logits.float(), 0)
         if factor < self.cell:

@@ -286,23 +286,20 @@ def supervised_loss(
     valid = torch.isfinite(truth) & (truth >= 0)
     terms: dict[str, Tensor] = {}
     total = truth.new_zeros(())
-    coarse_truth: dict[int, tuple[Tensor, Tensor]] = {}
+    coarse_truth: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def at(rows: int) -> tuple[Tensor, Tensor]:
-        factor = truth.shape[1] // rows
-        if factor not in coarse_truth:
+    def at(grid: Tensor) -> tuple[Tensor, Tensor]:
+        down, across = (size // cells for size, cells in zip(truth.shape[1:], grid.shape[-2:]))
+        if (down, across) not in coarse_truth:
             # The middle of the cell, not its mean: see downsample_disparity.
-            middle = factor // 2
-            coarse_truth[factor] = (
-                truth[:, middle::factor, middle::factor],
-                valid[:, middle::factor, middle::factor],
-            )
-        return coarse_truth[factor]
+            middle = (..., slice(down // 2, None, down), slice(across // 2, None, across))
+            coarse_truth[down, across] = truth[middle], valid[middle]
+        return coarse_truth[down, across]
 
     distributions = [(z, h) for z, h in zip(output.logits, output.hypotheses) if z is not None]
     if weights.cross_entropy and distributions:
         terms['cross_entropy'] = sum(
-            two_hot_cross_entropy(z, h, *at(z.shape[2])) for z, h in distributions
+            two_hot_cross_entropy(z, h, *at(z)) for z, h in distributions
         ) / len(distributions)
         total = total + weights.cross_entropy * terms['cross_entropy']
     if weights.disparity:
@@ -312,11 +309,11 @@ def supervised_loss(
         total = total + weights.disparity * terms['disparity']
     coarse = output.features.get('coarse')
     if weights.coarse and coarse is not None:
-        terms['coarse'] = smooth_l1_disparity(coarse[:, 0], *at(coarse.shape[2]))
+        terms['coarse'] = smooth_l1_disparity(coarse[:, 0], *at(coarse))
         total = total + weights.coarse * terms['coarse']
     confidence = output.features.get('confidence')
     if weights.confidence and confidence is not None and coarse is not None:
-        target, known = at(coarse.shape[2])
+        target, known = at(coarse)
         error = (coarse[:, 0].detach() - torch.nan_to_num(target)).abs()
         right = (error < (0.05 * torch.nan_to_num(target)).clamp(min=1.0)).float()
         predicted = confidence[:, 0].clamp(1e-4, 1 - 1e-4)
@@ -387,10 +384,11 @@ class Trainer:
         network = network or create(config.network, **config.options)
         if config.initial_weights:
             load_weights(network, config.initial_weights)
-        if config.crop_height % network.stride or config.crop_width % network.stride:
+        down, across = network.strides
+        if config.crop_height % down or config.crop_width % across:
             raise TrainingError(
                 f'crop {config.crop_width}x{config.crop_height} is not a multiple of the '
-                f'stride {network.stride} of {config.network}'
+                f'strides {across}x{down} of {config.network}'
             )
         channels_last(network)
         self.ema = create_ema(network, self.accelerator.device)

@@ -249,7 +249,7 @@ def training_config(
     """How a student of this adaptation trains."""
     settings = run.settings
     camera = StereoCamera(**run.facts('look')['camera'])
-    height, width = crop_size(camera, settings, network.stride)
+    height, width = crop_size(camera, settings, network.strides)
     tenth = max(1, steps // 10)
     return TrainingConfig(
         network=network.configuration['name'],

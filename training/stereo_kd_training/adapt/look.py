@@ -203,19 +203,23 @@ def _refusal(path: Path, wrong: list[Finding]) -> list[str]:
 
 
 def _require_size(camera: StereoCamera, settings: AdaptSettings, network: StereoNetwork) -> None:
-    height, width = crop_size(camera, settings, network.stride)
-    if height < network.stride or width < network.stride:
+    height, width = crop_size(camera, settings, network.strides)
+    if not height or not width:
+        down, across = network.strides
         raise AdaptError(
-            f'the pictures are {camera.width}x{camera.height}, smaller than the stride '
-            f'{network.stride} of the student'
+            f'the pictures are {camera.width}x{camera.height}, smaller than the strides '
+            f'{across}x{down} of the student'
         )
 
 
-def crop_size(camera: StereoCamera, settings: AdaptSettings, stride: int) -> tuple[int, int]:
-    """Height and width of a crop: what was asked for, cut to the pictures, on the stride."""
+def crop_size(
+    camera: StereoCamera, settings: AdaptSettings, strides: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width of a crop: what was asked for, cut to the pictures, on the strides."""
+    down, across = strides
     height = min(settings.crop_height, camera.height, settings.procedural_height)
     width = min(settings.crop_width, camera.width, settings.procedural_width)
-    return height // stride * stride, width // stride * stride
+    return height // down * down, width // across * across
 
 
 def _disparity_range(
@@ -317,7 +321,7 @@ def _times(
 
 def _step_seconds(settings: AdaptSettings, network: StereoNetwork, camera: StereoCamera) -> float:
     """Seconds of one optimiser step without its pictures."""
-    height, width = crop_size(camera, settings, network.stride)
+    height, width = crop_size(camera, settings, network.strides)
     trial = copy.deepcopy(network).train()
     images = [torch.rand(settings.batch_size, 3, height, width) for _ in range(2)]
     seconds = []

@@ -156,7 +156,7 @@ class StereoNetwork(nn.Module):
     """Base of all students and teachers.
 
     Attributes:
-        stride: H and W of the input must be multiples of it.
+        stride: H and W of the input may be multiples of it, see `strides`.
         max_disparity_px: the largest disparity the network can answer.
         configuration: name and options that rebuild it (set by `networks.create`).
     """
@@ -170,6 +170,19 @@ class StereoNetwork(nn.Module):
         self.configuration: dict[str, Any] = {}
         self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """H and W of the input must be multiples of these."""
+        return self.stride, self.stride
+
+    @property
+    def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(pixels, in their place) of H and of W that the network begins with.
+
+        Of an exported graph this is part of the input, see `deployed.normalised`.
+        """
+        return (1, 1), (1, 1)
 
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:

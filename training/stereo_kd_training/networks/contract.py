@@ -26,14 +26,14 @@ class ContractModel(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         height, width = left.shape[1], left.shape[2]
-        stride = self.network.stride
+        down, across = self.network.strides
         # Replicated rows and columns continue the surface; a black margin would be an edge.
-        pad = [0, (stride - width % stride) % stride, 0, (stride - height % stride) % stride]
+        pad = [0, (across - width % across) % across, 0, (down - height % down) % down]
         images = []
         for image in (left, right):
             if deployed.deployed('input'):
                 scale, offset = self.network.normalisation
-                images.append(deployed.normalised(image, pad, scale, offset))
+                images.append(deployed.normalised(image, pad, scale, offset, self.network.resizes))
             else:
                 planes = image.permute(0, 3, 1, 2).float()
                 images.append(self.network.normalize(F.pad(planes, pad, mode='replicate')))

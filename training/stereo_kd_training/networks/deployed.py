@@ -15,13 +15,16 @@ is better off as one: a map between two of them stays in BF16, and in the layout
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+COLUMN_GROUPS = 4
 FORMS = ('input', 'volume', 'scale', 'regression', 'upsampling', 'confidence')
 
 _left_out: frozenset[str] = frozenset()
@@ -50,7 +53,13 @@ def without(*forms: str) -> Iterator[None]:
         _left_out = before
 
 
-def normalised(image: Tensor, pad: list[int], scale: Tensor, offset: Tensor) -> Tensor:
+def normalised(
+    image: Tensor,
+    pad: list[int],
+    scale: Tensor,
+    offset: Tensor,
+    resizes: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+) -> Tensor:
     """`scale` * `image` + `offset`, padded by replication: bytes (B, H, W, 3) to (B, 3, H', W').
 
     Channels change places after all arithmetic and next to the first convolution, into whose own
@@ -62,13 +71,58 @@ def normalised(image: Tensor, pad: list[int], scale: Tensor, offset: Tensor) -> 
         pad: to the left, right, top and bottom [px], as of `torch.nn.functional.pad`.
         scale: of each channel, (3,).
         offset: of each channel, (3,).
+        resizes: (pixels, in their place) along the height and the width, bilinear: (3, 2) makes
+            two of three. The padded height is a multiple of `pixels`, the width of
+            `COLUMN_GROUPS` times as many.
     """
     batch, height, width, channels = image.shape
     rows = image.reshape(batch, height, width * channels).float()
     rows = rows * scale.repeat(width) + offset.repeat(width)
     # Replication pads the last three axes of five.
     volume = rows.reshape(1, batch, height, width, channels)
-    return F.pad(volume, [0, 0, *pad], mode='replicate')[0].permute(0, 3, 1, 2)
+    padded = F.pad(volume, [0, 0, *pad], mode='replicate')[0]
+    return resized(padded, resizes).permute(0, 3, 1, 2)
+
+
+def resized(image: Tensor, resizes: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
+    """Bilinear (B, H, W, C) to other sides between pixel centres, see `normalised`.
+
+    A runtime's Resize takes each output pixel for itself and the channels apart. Here rows are
+    weighted sums of rows, and so many pixels of a row are one product with a matrix.
+    """
+    (rows, rows_out), (columns, columns_out) = resizes
+    batch, height, width, channels = image.shape
+    if rows != rows_out:
+        lines = image.reshape(batch, height // rows, rows, width * channels)
+        above = torch.cat((lines[:, :1, :1], lines[:, :-1, -1:]), 1)
+        below = torch.cat((lines[:, 1:, :1], lines[:, -1:, -1:]), 1)
+        parts = [above, *lines.split(1, 2), below]
+        made = []
+        for first, weight in _places(rows, rows_out):
+            made.append((1.0 - weight) * parts[first + 1] + weight * parts[first + 2])
+        height = height // rows * rows_out
+        image = torch.cat(made, 2).reshape(batch, height, width, channels)
+    if columns != columns_out:
+        # Few pixels a product are many short copies, and many are mostly zeros in the matrix.
+        columns, columns_out = COLUMN_GROUPS * columns, COLUMN_GROUPS * columns_out
+        groups = image.reshape(batch, height, width // columns, columns * channels)
+        before = torch.cat((groups[:, :, :1, :channels], groups[:, :, :-1, -channels:]), 2)
+        after = torch.cat((groups[:, :, 1:, :channels], groups[:, :, -1:, -channels:]), 2)
+        # In NumPy: of tensors, every assignment would be traced.
+        weights = np.zeros((columns + 2, columns_out), np.float32)
+        for k, (first, weight) in enumerate(_places(columns, columns_out)):
+            weights[first + 1, k] += 1.0 - weight
+            weights[first + 2, k] += weight
+        matrix = torch.from_numpy(np.kron(weights, np.eye(channels, dtype=np.float32)))
+        made = torch.matmul(torch.cat((before, groups, after), 3), matrix.to(groups.device))
+        image = made.reshape(batch, height, width // columns * columns_out, channels)
+    return image
+
+
+def _places(size: int, made: int) -> list[tuple[int, float]]:
+    """For each of `made` pixels in the place of `size`: the one before its centre, and how far."""
+    places = [(k + 0.5) * size / made - 0.5 for k in range(made)]
+    return [(math.floor(at), at - math.floor(at)) for at in places]
 
 
 def scaled(volume: Tensor, scale: Tensor, channels: int) -> Tensor:
@@ -146,17 +200,28 @@ def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:
     return (likelihood * values).sum(1) / likelihood.sum(1)
 
 
-def bilinear(coarse: Tensor, factor: int) -> Tensor:
-    """Bilinear (B, 1, h, w) to (B, 1, factor * h, factor * w) between pixel centres.
+def shuffled(parts: Tensor, factors: tuple[int, int]) -> Tensor:
+    """(B, fy * fx, h, w), row by row the parts of each cell, to (B, 1, fy * h, fx * w)."""
+    down, across = factors
+    if down == across:
+        return F.pixel_shuffle(parts, down)
+    batch, _, height, width = parts.shape
+    cells = parts.reshape(batch, down, across, height, width).permute(0, 3, 1, 4, 2)
+    return cells.reshape(batch, 1, height * down, width * across)
+
+
+def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
+    """Bilinear (B, 1, h, w) to (B, 1, fy * h, fx * w) between pixel centres.
 
     As weighted sums: a runtime's Resize takes each output pixel for itself.
     """
+    down, across = factors
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
     rows = padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:]
-    tall = torch.cat(_between(*rows, factor), 1)
-    both = _between(tall[..., :width], tall[..., 1 : width + 1], tall[..., 2:], factor)
-    return F.pixel_shuffle(torch.stack(both, 2).flatten(1, 2), factor)
+    tall = torch.cat(_between(*rows, down), 1)
+    both = _between(tall[..., :width], tall[..., 1 : width + 1], tall[..., 2:], across)
+    return shuffled(torch.stack(both, 2).flatten(1, 2), factors)
 
 
 def _between(before: Tensor, here: Tensor, after: Tensor, factor: int) -> list[Tensor]:

@@ -10,10 +10,11 @@
       upsample  -> convex combination of the 3x3 coarse neighbours (RAFT, Teed and Deng 2020)
     disparity, confidence (B, H, W)
 
-With another `cell_px` than 4 the images are first resized by 4 / `cell_px`, so that all of the
-above happens at 1/2, 1/3, 1/5 or 1/6 of the given size: the same network with finer or coarser
-cells, for 4, 1.8, 0.65 or 0.45 times the operations (resolution as a dimension of scale:
-EfficientNet, Tan and Le 2019).
+With other cells than 4x4 px the images are first resized by 4 / `cell_px` in width and by
+4 / `cell_height_px` in height: the same network with finer or coarser cells, for 16 / area of a
+cell times the operations (resolution as a dimension of scale: EfficientNet, Tan and Le 2019).
+Disparity lies along the rows, so that a cell is better narrow than square: 3 px wide and 6 px
+tall it costs less than 4x4 px and is more exact.
 
 The volume is one matrix product per image row whose band of D diagonals is cut out by a
 pad-and-reshape ("skew"), so neither training nor an ONNX runtime sees D slices. It comes
@@ -213,7 +214,7 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
 
 
 class _ConvexWeights(nn.Conv2d):
-    """Logits of the convex weights (B, 9 * cell**2, h, w); traced, nine maps that make them up."""
+    """Logits of the convex weights (B, 9 * area, h, w); traced, nine maps that make them up."""
 
     def forward(self, features: Tensor) -> Tensor | list[Tensor]:
         if deployed.deployed('upsampling'):
@@ -235,11 +236,13 @@ class _Scale(nn.Module):
 
 
 @opaque()
-def convex_upsample(coarse: Tensor, weights: Tensor | list[Tensor], factor: int) -> Tensor:
-    """(B, 1, h, w) to (B, 1, factor*h, factor*w) by convex weights (B, 9 * factor**2, h, w).
+def convex_upsample(
+    coarse: Tensor, weights: Tensor | list[Tensor], factors: tuple[int, int]
+) -> Tensor:
+    """(B, 1, h, w) to (B, 1, fy * h, fx * w) by convex weights (B, 9 * fy * fx, h, w).
 
     `weights` are logits, limited to +-10: beyond that one neighbour already has it all. They may
-    come as nine maps (B, factor**2, h, w), one for each neighbour.
+    come as nine maps (B, fy * fx, h, w), one for each neighbour.
     """
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
@@ -247,14 +250,14 @@ def convex_upsample(coarse: Tensor, weights: Tensor | list[Tensor], factor: int)
         shares = [torch.exp(part.clamp(-10.0, 10.0)) for part in weights]
     else:
         # Split, not indexed: the gradient of nine slices would write nine full zero maps.
-        shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factor * factor, 1)
+        shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factors[0] * factors[1], 1)
     weighted, total = None, None
     for k, share in enumerate(shares):
         y, x = divmod(k, 3)
         term = share * padded[:, :, y : y + height, x : x + width]
         weighted = term if weighted is None else weighted + term
         total = share if total is None else total + share
-    return F.pixel_shuffle(weighted / total, factor)
+    return deployed.shuffled(weighted / total, factors)
 
 
 def enlarged(state: dict[str, Tensor], larger: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -309,7 +312,9 @@ class Kestrel(StereoNetwork):
         blocks: inverted residuals per level on the way down.
         expansion: of the inverted residuals in the aggregation.
         window: radius of the regression window in bins; 0 takes the whole range.
-        cell_px: pixels of the images per cell and per bin of the volume: 2 to 6.
+        cell_px: pixels of the images per cell in width and per bin of the volume: 2 to 6.
+        cell_height_px: pixels of the images per cell in height, 2 to 6; as many as in width if
+            not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
     """
 
@@ -328,10 +333,14 @@ class Kestrel(StereoNetwork):
         window: int = 2,
         calibrated: bool = False,
         cell_px: int = 4,
+        cell_height_px: int | None = None,
     ) -> None:
         super().__init__()
-        if cell_px not in CELLS_PX:
-            raise NetworkError(f'cell_px is {cell_px}, expected one of {CELLS_PX}')
+        # height and width
+        self.cell = (cell_px if cell_height_px is None else cell_height_px, cell_px)
+        for option, size in (('cell_px', cell_px), ('cell_height_px', self.cell[0])):
+            if size not in CELLS_PX:
+                raise NetworkError(f'{option} is {size}, expected one of {CELLS_PX}')
         if max_disparity_px % cell_px or max_disparity_px <= 0:
             raise NetworkError(
                 f'max_disparity_px is {max_disparity_px}, expected a positive multiple of '
@@ -340,7 +349,7 @@ class Kestrel(StereoNetwork):
         self.max_disparity_px = float(max_disparity_px)
         self.cell_px = cell_px
         # 1/32 of what the extractor sees
-        self.stride = 8 * cell_px
+        self.stride = 8 * math.lcm(*self.cell)
         self.hypotheses = max_disparity_px // cell_px
         self.window = window
         self.encoder = Encoder(stem, tuple(encoder), matching)
@@ -353,11 +362,23 @@ class Kestrel(StereoNetwork):
         guide = 32
         self.guide = conv_bn(stem, guide, 3, 2)
         self.upsampling = nn.Sequential(
-            conv_bn(guide + aggregation[0], 48, 1), _ConvexWeights(48, 9 * cell_px**2, 1)
+            conv_bn(guide + aggregation[0], 48, 1), _ConvexWeights(48, 9 * math.prod(self.cell), 1)
         )
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """See `StereoNetwork.strides`."""
+        height, width = self.cell
+        return 8 * height, 8 * width
+
+    @property
+    def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """See `StereoNetwork.resizes`: so that a cell has four pixels each way."""
+        down, across = ((s // math.gcd(s, 4), 4 // math.gcd(s, 4)) for s in self.cell)
+        return down, across
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a network with other cells, another range or less of it all, as a start.
@@ -387,13 +408,25 @@ class Kestrel(StereoNetwork):
             state[enter] = torch.cat((nothing, volume[:, max(-more, 0) :], context), 1)
         for name in ('upsampling.1.weight', 'upsampling.1.bias'):
             weight = state.get(name)
-            if weight is not None and len(weight) != 9 * self.cell_px**2:
-                side = math.isqrt(len(weight) // 9)
-                parts = weight.reshape(9, side, side, -1).permute(0, 3, 1, 2)
-                size = (self.cell_px, self.cell_px)
-                parts = F.interpolate(parts, size, mode='bilinear', align_corners=False)
+            cell = self.cell if weight is None else self._cell_of(len(weight) // 9, other)
+            if cell != self.cell:
+                parts = weight.reshape(9, *cell, -1).permute(0, 3, 1, 2)
+                parts = F.interpolate(parts, self.cell, mode='bilinear', align_corners=False)
                 state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
         return enlarged(state, self.state_dict())
+
+    def _cell_of(self, area: int, hypotheses: int) -> tuple[int, int]:
+        """Height and width of the cells of a network of which only its weights are known.
+
+        Square if `area` is, else of the width that is nearest to this network's range in so many
+        hypotheses.
+        """
+        side = math.isqrt(area)
+        if side * side == area:
+            return side, side
+        shapes = [(area // w, w) for w in CELLS_PX if area % w == 0 and area // w in CELLS_PX]
+        width = self.max_disparity_px / hypotheses
+        return min(shapes, key=lambda shape: abs(shape[1] - width), default=self.cell)
 
     @torch.no_grad()
     def temper(self, temperature: float) -> None:
@@ -416,10 +449,9 @@ class Kestrel(StereoNetwork):
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         cell = self.cell_px
         views = torch.cat((left, right), 0)
-        if cell != 4:
-            views = F.interpolate(
-                views, scale_factor=4.0 / cell, mode='bilinear', align_corners=False
-            )
+        if self.cell != (4, 4) and not deployed.deployed('input'):
+            scales = tuple(4.0 / size for size in self.cell)
+            views = F.interpolate(views, scale_factor=scales, mode='bilinear', align_corners=False)
         stems, features = self.encoder(views)
         stem_left, _ = split_views(stems)
         features_left, features_right = split_views(features)
@@ -440,7 +472,7 @@ class Kestrel(StereoNetwork):
             coarse, mass = regress(logits, self.bins, radius)
             # In nine parts they are traced, outside of autocast.
             convex = weights if isinstance(weights, list) else weights.float()
-            disparity = convex_upsample(cell * coarse, convex, cell)[:, 0]
+            disparity = convex_upsample(cell * coarse, convex, self.cell)[:, 0]
             if self.calibration is None:
                 confidence = torch.sigmoid(confidence.float()) * mass
             else:
@@ -448,10 +480,11 @@ class Kestrel(StereoNetwork):
                     confidence.float(), mass, logits, cell * self.bins, cell * coarse
                 )
             if deployed.deployed('confidence'):
-                fine = deployed.bilinear(confidence, cell)
+                fine = deployed.bilinear(confidence, self.cell)
             else:
+                factors = tuple(float(size) for size in self.cell)
                 fine = F.interpolate(
-                    confidence, scale_factor=float(cell), mode='bilinear', align_corners=False
+                    confidence, scale_factor=factors, mode='bilinear', align_corners=False
                 )
         return StereoOutput(
             disparity=disparity,
@@ -469,14 +502,15 @@ class Kestrel(StereoNetwork):
         )
 
 
-def with_cells(network: StereoNetwork, cell_px: int) -> Kestrel:
+def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None = None) -> Kestrel:
     """The same weights at another resolution: finer cells for accuracy, coarser ones for speed.
 
     A confidence that was calibrated is that of the old cells; calibrate the new ones again.
 
     Args:
         network: a `Kestrel` that was not pruned.
-        cell_px: pixels of its cells, see `Kestrel`.
+        cell_px: width of its cells, see `Kestrel`.
+        cell_height_px: their height, the same if not given.
 
     Returns:
         a new network in eval mode.
@@ -491,6 +525,9 @@ def with_cells(network: StereoNetwork, cell_px: int) -> Kestrel:
     # Not from the top: `networks` registers what this module defines.
     from stereo_kd_training.networks import create
 
-    other = create(configuration['name'], **{**configuration['options'], 'cell_px': cell_px})
+    options = {**configuration['options'], 'cell_px': cell_px, 'cell_height_px': cell_height_px}
+    if cell_height_px is None:
+        del options['cell_height_px']
+    other = create(configuration['name'], **options)
     other.load_state_dict(other.fitted(network.state_dict()))
     return other.eval()
