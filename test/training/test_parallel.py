@@ -54,5 +54,26 @@ distributed.destroy_process_group()
 """
 
 
+COMMAND = """
+import sys
+import torch.distributed as distributed
+from stereo_kd_training.main import main
+
+distributed.init_process_group('gloo')
+for arguments, ends_well in ((['--no-such-option'], False), (['--help'], True)):
+    sys.argv = ['stereo-kd-train', *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        assert (not end.code) == ends_well, end.code
+    # after a failure nothing waits for the others
+    assert distributed.is_initialized() == (not ends_well)
+"""
+
+
+def test_a_command_of_several_processes_leaves_their_group():
+    run_in_two_processes(COMMAND)
+
+
 def test_batch_norm_sees_the_batch_of_all_processes():
     run_in_two_processes(WORKER)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -425,7 +426,19 @@ app.command('sheet')(readable_errors(sheet_command))
 
 def main() -> None:
     """Entry point of `stereo-kd-train`."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:
+            _leave_process_group()
+        raise
+
+
+def _leave_process_group() -> None:
+    """Of several processes that ended well: one that goes while gloo still runs may be aborted."""
+    distributed = sys.modules.get('torch.distributed')
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
