@@ -28,6 +28,7 @@ from stereo_kd_training.export import (  # noqa: E402
 )
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import StereoNetwork, StereoOutput, create  # noqa: E402
+from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
 from stereo_kd_training.train import predict  # noqa: E402
 
 SIZES = ((64, 96), (70, 101), (97, 64))
@@ -190,3 +191,22 @@ def test_a_tempered_file_says_so_and_keeps_no_figures_of_its_source(network, tmp
         StereoEngine(f, provider='cpu', threads=1).infer(left, right) for f in (source, out)
     )
     assert not np.array_equal(hard.disparity, soft.disparity)
+
+
+def test_a_file_may_be_given_other_cells(network, tmp_path):
+    source, out = tmp_path / 'source.onnx', tmp_path / 'tall.onnx'
+    manifest = replace(build_manifest(network, 'square'), metrics={'sets': {}}, macs_640x480=1)
+    export_network(network, source, manifest, sizes=SIZES[:1])
+    asked = ['export', str(source), '-o', str(out), '--cell-height-px', '6']
+    result = CliRunner().invoke(app, asked)
+    assert 'needs --cell-px' in f'{result.output} {result.exception}'
+    assert not out.exists()
+    result = CliRunner().invoke(app, [*asked, '--cell-px', '4'])
+    assert result.exit_code == 0, result.output
+    written = read_manifest(out)
+    assert (written.name, written.metrics, written.stride) == ('square', {}, 96)
+    options = written.configuration['options']
+    assert (options['cell_px'], options['cell_height_px']) == (4, 6)
+    assert written.macs_640x480 > 1
+    # and the file is one that a network is made of again
+    assert load_shipped(out).cell == (6, 4)

@@ -157,40 +157,52 @@ def export_again(
     fixed_size: tuple[int, int] | None = None,
     *,
     temperature: float = 1.0,
+    cells: tuple[int, int | None] | None = None,
     version: str | None = None,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
     Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
-    another than 1: then figures and calibration of the source are left out, being another's.
+    another than 1 or there are other `cells`: then figures and calibration of the source are left
+    out, being another's.
 
     Args:
         source: a file of `export_network`.
         path: the .onnx file to write; may be the same.
         fixed_size: as of `export_network`.
         temperature: as of `StereoNetwork.temper`; written into the manifest.
+        cells: width and height [px] as of `kestrel.with_cells`.
         version: of the new file; the source's without.
 
     Raises:
         ShippedModelError: no network can be rebuilt from the source.
-        NetworkError: it has no temperature.
+        NetworkError: it has no temperature, or no cells that can be changed.
         ExportError: as of `export_network`.
     """
     from stereo_kd_ros.model import read_manifest
+    from stereo_kd_training.complexity import complexity
+    from stereo_kd_training.networks.kestrel import with_cells
     from stereo_kd_training.networks.shipped import load_shipped
 
     network = load_shipped(source)
     manifest = read_manifest(source)
+    if temperature != 1.0 or cells is not None:
+        extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
+        manifest = replace(manifest, metrics={}, extra=extra)
+    if cells is not None:
+        network = with_cells(network, *cells)
+        manifest = replace(manifest, macs_640x480=complexity(network).macs)
     if temperature != 1.0:
         network.temper(temperature)
         before = manifest.extra.get('temperature', 1.0)
-        extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
-        extra['temperature'] = round(before * temperature, 6)
-        manifest = replace(manifest, metrics={}, extra=extra)
+        manifest.extra['temperature'] = round(before * temperature, 6)
     now = build_manifest(network, manifest.name)
     manifest = replace(
         manifest,
         version=version or manifest.version,
+        configuration=now.configuration,
+        parameters=now.parameters,
+        stride=now.stride,
         weights_sha256=now.weights_sha256,
         exporter=now.exporter,
         opset=now.opset,

@@ -186,17 +186,18 @@ def export(
     if fixed_size:
         width, height = image_size(fixed_size)
         size = (height, width)
+    if cell_height_px is not None and cell_px is None:
+        raise TrainingError('--cell-height-px needs --cell-px, their width')
     if run.suffix == '.onnx':
         if share < 1:
             raise TrainingError(
                 f'--share is for what training made of a file; {run} is a file: give the run '
                 'folder, and the file as --after'
             )
-        if cell_px is not None or cell_height_px is not None:
-            raise TrainingError(
-                f'--cell-px and --cell-height-px are for a run or checkpoint; {run} is a file'
-            )
-        parities = export_again(run, out, size, temperature=temperature, version=version)
+        cells = None if cell_px is None else (cell_px, cell_height_px)
+        parities = export_again(
+            run, out, size, temperature=temperature, cells=cells, version=version
+        )
         _print_parities(parities, out)
         return
     network = load_network(run)
@@ -208,8 +209,6 @@ def export(
     extra: dict[str, Any] = {'steps': state.get('step'), 'share': share}
     if cell_px is not None:
         network = with_cells(network, cell_px, cell_height_px)
-    elif cell_height_px is not None:
-        raise TrainingError('--cell-height-px needs --cell-px, their width')
     if temperature != 1.0:
         network.temper(temperature)
         extra['temperature'] = temperature
