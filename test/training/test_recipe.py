@@ -203,6 +203,7 @@ def test_shipped_recipes_are_valid(path, monkeypatch):
         'RUN',
         'ROOMS',
         'SMALL',
+        'LARGE',
     ):
         monkeypatch.setenv(variable, '/somewhere')
     recipe = read_recipe(path)
@@ -325,7 +326,7 @@ def scene_flow(tmp_path) -> Path:
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_says_what_it_would_do(path, scene_flow, monkeypatch):
     """The plan of the paper's own length, on a small copy of the data where there is one."""
-    for variable in ('KITTI', 'POOL', 'RUN', 'ROOMS', 'SMALL'):
+    for variable in ('KITTI', 'POOL', 'RUN', 'ROOMS', 'SMALL', 'LARGE'):
         monkeypatch.setenv(variable, '/nowhere')
     for variable in ('PSMNET', 'GWCNET', 'ACVNET'):
         monkeypatch.setenv(variable, str(scene_flow))
