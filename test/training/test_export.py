@@ -28,6 +28,7 @@ from stereo_kd_training.export import (  # noqa: E402
 )
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import StereoNetwork, StereoOutput, create  # noqa: E402
+from stereo_kd_training.networks.kestrel import with_cells  # noqa: E402
 from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
 from stereo_kd_training.train import predict  # noqa: E402
 
@@ -210,3 +211,35 @@ def test_a_file_may_be_given_other_cells(network, tmp_path):
     assert written.macs_640x480 > 1
     # and the file is one that a network is made of again
     assert load_shipped(out).cell == (6, 4)
+
+
+def test_two_files_may_be_mixed(network, tmp_path):
+    """The same weights in other cells change nothing, others do; both have seen what they saw."""
+    torch.manual_seed(5)
+    tall = {'cell_px': 4, 'cell_height_px': 6}
+    kinds = {
+        'one': network,
+        'same': with_cells(network, 4, 6),
+        'other': create('kestrel', **TINY, **tall),
+    }
+    for name, part in kinds.items():
+        data = [{'name': name, 'licence': 'Apache-2.0'}]
+        manifest = replace(build_manifest(part.eval(), name), training_data=data)
+        export_network(part, tmp_path / f'{name}.onnx', manifest, sizes=SIZES[:1])
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    logits = {}
+    for name in ('same', 'other'):
+        out = tmp_path / f'with_{name}.onnx'
+        asked = ['--after', str(tmp_path / f'{name}.onnx'), '--share', '0.25', '-o', str(out)]
+        result = CliRunner().invoke(app, ['export', str(tmp_path / 'one.onnx'), *asked])
+        assert result.exit_code == 0, result.output
+        assert [entry['name'] for entry in read_manifest(out).training_data] == ['one', name]
+        mean = load_shipped(out)
+        assert mean.cell == (4, 4)
+        with torch.no_grad():
+            logits[name] = mean(left, right).logits[0]
+    with torch.no_grad():
+        expected = network(left, right).logits[0]
+    # a file's norms are gauged anew by what its network sees, which cells change
+    torch.testing.assert_close(logits['same'], expected, atol=0.03, rtol=0.01)
+    assert (logits['other'] - expected).abs().max() > 0.3

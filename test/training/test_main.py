@@ -96,7 +96,7 @@ def test_scenes_to_training_to_a_file_the_runtime_runs(tmp_path):
     result = run('export', second, '-o', tmp_path / 'lost.onnx', '--share', 0.5)
     assert result.exit_code == 1 and '--share needs --after' in result.output
     result = run('export', model, '-o', tmp_path / 'lost.onnx', '--share', 0.5)
-    assert result.exit_code == 1 and '--share is for what training made' in result.output
+    assert result.exit_code == 1 and '--share needs --after' in result.output
     assert not (tmp_path / 'lost.onnx').exists()
 
 

@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,15 @@ def export_again(
     *,
     temperature: float = 1.0,
     cells: tuple[int, int | None] | None = None,
+    mixed: Callable[[StereoNetwork], StereoNetwork] | None = None,
+    mixed_with: Path | None = None,
     version: str | None = None,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
     Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
-    another than 1 or there are other `cells`: then figures and calibration of the source are left
-    out, being another's.
+    another than 1, there are other `cells` or the weights are `mixed`: then figures and
+    calibration of the source are left out, being another's.
 
     Args:
         source: a file of `export_network`.
@@ -172,6 +174,8 @@ def export_again(
         fixed_size: as of `export_network`.
         temperature: as of `StereoNetwork.temper`; written into the manifest.
         cells: width and height [px] as of `kestrel.with_cells`.
+        mixed: makes one network of the source's, which has its cells by then, and another's.
+        mixed_with: the file of the other, whose training data count too.
         version: of the new file; the source's without.
 
     Raises:
@@ -186,12 +190,17 @@ def export_again(
 
     network = load_shipped(source)
     manifest = read_manifest(source)
-    if temperature != 1.0 or cells is not None:
+    if temperature != 1.0 or cells is not None or mixed is not None:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
         manifest = replace(manifest, metrics={}, extra=extra)
     if cells is not None:
         network = with_cells(network, *cells)
         manifest = replace(manifest, macs_640x480=complexity(network).macs)
+    if mixed is not None:
+        network = mixed(network)
+    if mixed_with is not None:
+        data = manifest.training_data
+        manifest = replace(manifest, training_data=data + earlier_sources(mixed_with, data))
     if temperature != 1.0:
         network.temper(temperature)
         before = manifest.extra.get('temperature', 1.0)

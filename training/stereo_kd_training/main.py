@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +138,8 @@ def export(
     after: Annotated[
         Path | None,
         typer.Option(
-            help='ONNX file whose weights it began with: its data, teacher and pruning count too.'
+            help='ONNX file whose weights it began with: its data, teacher and pruning count too. '
+            'Of a file: another of its kind, to be mixed with by --share.'
         ),
     ] = None,
     share: Annotated[
@@ -189,14 +191,17 @@ def export(
     if cell_height_px is not None and cell_px is None:
         raise TrainingError('--cell-height-px needs --cell-px, their width')
     if run.suffix == '.onnx':
-        if share < 1:
-            raise TrainingError(
-                f'--share is for what training made of a file; {run} is a file: give the run '
-                'folder, and the file as --after'
-            )
-        cells = None if cell_px is None else (cell_px, cell_height_px)
+        if share < 1 and after is None:
+            raise TrainingError(f'--share needs --after, the file that {run} is mixed with')
         parities = export_again(
-            run, out, size, temperature=temperature, cells=cells, version=version
+            run,
+            out,
+            size,
+            temperature=temperature,
+            cells=None if cell_px is None else (cell_px, cell_height_px),
+            mixed=partial(_part_of_the_way, after, share=share) if share < 1 else None,
+            mixed_with=after if share < 1 else None,
+            version=version,
         )
         _print_parities(parities, out)
         return
@@ -240,7 +245,7 @@ def export(
 
 
 def _part_of_the_way(after: Path, trained: StereoNetwork, share: float) -> StereoNetwork:
-    """Weights between those of a file and those that training made of them."""
+    """Weights between those of a file and those of a network, which training made of them."""
     from stereo_kd_training.networks import build
     from stereo_kd_training.train import between, load_weights
 
