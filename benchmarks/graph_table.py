@@ -218,27 +218,27 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
         return [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
 
-    def upsampling_in_parts(coarse, weights, factor):
+    def upsampling_in_parts(coarse, weights, factors):
         weighted, total = 0.0, 0.0
-        count = factor * factor
+        count = factors[0] * factors[1]
         for k, value in enumerate(neighbours(coarse)):
             share = torch.exp(weights[:, k * count : (k + 1) * count].clamp(-10.0, 10.0))
             weighted, total = weighted + share * value, total + share
-        return F.pixel_shuffle(weighted / total, factor[0])
+        return deployed.shuffled(weighted / total, factors)
 
-    def nine(coarse, weights, factor):
+    def nine(coarse, weights, factors):
         batch, _, height, width = coarse.shape
-        parts = weights.clamp(-10.0, 10.0).view(batch, 9, factor * factor, height, width)
+        parts = weights.clamp(-10.0, 10.0).view(batch, 9, factors[0] * factors[1], height, width)
         return parts, torch.stack(neighbours(coarse), 1)
 
-    def upsampling_by_reduction(coarse, weights, factor):
-        parts, values = nine(coarse, weights, factor)
+    def upsampling_by_reduction(coarse, weights, factors):
+        parts, values = nine(coarse, weights, factors)
         shares = torch.exp(parts)
-        return F.pixel_shuffle((shares * values).sum(1) / shares.sum(1), factor[0])
+        return deployed.shuffled((shares * values).sum(1) / shares.sum(1), factors)
 
-    def softmax_upsampling(coarse, weights, factor):
-        parts, values = nine(coarse, weights, factor)
-        return F.pixel_shuffle((torch.softmax(parts, 1) * values).sum(1), factor[0])
+    def softmax_upsampling(coarse, weights, factors):
+        parts, values = nine(coarse, weights, factors)
+        return deployed.shuffled((torch.softmax(parts, 1) * values).sum(1), factors)
 
     def forward(together=False, guide_both=False, apart=False):
         def run(self, left, right):
@@ -262,9 +262,10 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
             if self.calibration is None:
                 sure = torch.sigmoid(confidence) * mass
             else:
-                sure = self.calibration(confidence, mass, logits, 4 * self.bins, 4 * coarse)
-            fine = deployed.bilinear(sure, (4, 4))
-            disparity = kestrel.convex_upsample(4.0 * coarse, weights, (4, 4))[:, 0]
+                bins = self.cell_px * self.bins
+                sure = self.calibration(confidence, mass, logits, bins, self.cell_px * coarse)
+            fine = deployed.bilinear(sure, self.cell)
+            disparity = kestrel.convex_upsample(self.cell_px * coarse, weights, self.cell)[:, 0]
             return StereoOutput(disparity=disparity, confidence=fine[:, 0])
 
         return run
