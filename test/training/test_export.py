@@ -224,7 +224,8 @@ def test_two_files_may_be_mixed(network, tmp_path):
     }
     for name, part in kinds.items():
         data = [{'name': name, 'licence': 'Apache-2.0'}]
-        manifest = replace(build_manifest(part.eval(), name), training_data=data)
+        built = build_manifest(part.eval(), name, version='1.2.0')
+        manifest = replace(built, training_data=data)
         export_network(part, tmp_path / f'{name}.onnx', manifest, sizes=SIZES[:1])
     left, right = torch.randn(2, 1, 3, 64, 96)
     logits = {}
@@ -233,7 +234,9 @@ def test_two_files_may_be_mixed(network, tmp_path):
         asked = ['--after', str(tmp_path / f'{name}.onnx'), '--share', '0.25', '-o', str(out)]
         result = CliRunner().invoke(app, ['export', str(tmp_path / 'one.onnx'), *asked])
         assert result.exit_code == 0, result.output
-        assert [entry['name'] for entry in read_manifest(out).training_data] == ['one', name]
+        written = read_manifest(out)
+        assert [entry['name'] for entry in written.training_data] == ['one', name]
+        assert (written.extra['mixed_with'], written.extra['share']) == (f'{name} 1.2.0', 0.25)
         mean = load_shipped(out)
         assert mean.cell == (4, 4)
         with torch.no_grad():

@@ -158,14 +158,15 @@ def export_again(
     *,
     temperature: float = 1.0,
     cells: tuple[int, int | None] | None = None,
-    mixed: Callable[[StereoNetwork], StereoNetwork] | None = None,
     mixed_with: Path | None = None,
+    share: float = 1.0,
+    mix: Callable[[Path, StereoNetwork, float], StereoNetwork] | None = None,
     version: str | None = None,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
     Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
-    another than 1, there are other `cells` or the weights are `mixed`: then figures and
+    another than 1, there are other `cells` or the weights are mixed: then figures and
     calibration of the source are left out, being another's.
 
     Args:
@@ -174,8 +175,9 @@ def export_again(
         fixed_size: as of `export_network`.
         temperature: as of `StereoNetwork.temper`; written into the manifest.
         cells: width and height [px] as of `kestrel.with_cells`.
-        mixed: makes one network of the source's, which has its cells by then, and another's.
-        mixed_with: the file of the other, whose training data count too.
+        mixed_with: another file, whose training data count too; written into the manifest.
+        share: of the weights that are the source's.
+        mix: makes a network of that file, the source's network in its cells, and the share.
         version: of the new file; the source's without.
 
     Raises:
@@ -190,17 +192,19 @@ def export_again(
 
     network = load_shipped(source)
     manifest = read_manifest(source)
-    if temperature != 1.0 or cells is not None or mixed is not None:
+    if temperature != 1.0 or cells is not None or mixed_with is not None:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
         manifest = replace(manifest, metrics={}, extra=extra)
     if cells is not None:
         network = with_cells(network, *cells)
         manifest = replace(manifest, macs_640x480=complexity(network).macs)
-    if mixed is not None:
-        network = mixed(network)
     if mixed_with is not None:
+        network = mix(mixed_with, network, share)
         data = manifest.training_data
         manifest = replace(manifest, training_data=data + earlier_sources(mixed_with, data))
+        other = read_manifest(mixed_with)
+        manifest.extra['mixed_with'] = f'{other.name} {other.version}'
+        manifest.extra['share'] = share
     if temperature != 1.0:
         network.temper(temperature)
         before = manifest.extra.get('temperature', 1.0)

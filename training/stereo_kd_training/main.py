@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,8 +198,9 @@ def export(
             size,
             temperature=temperature,
             cells=None if cell_px is None else (cell_px, cell_height_px),
-            mixed=partial(_part_of_the_way, after, share=share) if share < 1 else None,
             mixed_with=after if share < 1 else None,
+            share=share,
+            mix=_part_of_the_way,
             version=version,
         )
         _print_parities(parities, out)
