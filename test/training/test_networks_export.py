@@ -31,6 +31,7 @@ from stereo_kd_training.networks import create  # noqa: E402
         ('compact_stereonet', {'exit_stage': 2}),
         ('anynet', {}),
         ('dsnet_slied8', {}),
+        ('dsnet_slied8', {'head': 'quarter'}),
     ],
 )
 def test_a_student_exports_once_for_all_sizes(tmp_path, name, options):

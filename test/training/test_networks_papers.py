@@ -202,6 +202,29 @@ def test_dtpnet_heads_share_weights_and_agree_where_scores_are_flat():
     assert (paper.disparity - quarter.disparity).abs().max() < 1.0
 
 
+def test_dsnet_heads_share_weights_and_agree_where_scores_are_smooth():
+    torch.manual_seed(2)
+    network = create('dsnet_slied8', max_disparity_px=32).eval()
+    left, right = random_pair()
+    with torch.no_grad():
+        # Soft scores: interpolating before or after the softmax is nearly the same then.
+        steepest = network(left, right).features['scores'].abs().max()
+        network.classif2[-1].weight.div_(steepest)
+        paper = network(left, right)
+        network.head = 'quarter'
+        quarter = network(left, right)
+        network.train()
+        stages = network(left, right).stages
+    assert paper.logits[0].shape == (1, 32, 64, 96)
+    assert quarter.logits[0].shape == (1, 8, 16, 24)
+    assert quarter.hypotheses[0].tolist() == [1.5 + 4 * index for index in range(8)]
+    assert quarter.disparity.shape == paper.disparity.shape == (1, 64, 96)
+    assert (paper.disparity - quarter.disparity).abs().max() < 1.0
+    assert len(stages) == 3 and all(stage.shape == (1, 64, 96) for stage in stages)
+    with pytest.raises(NetworkError, match='head is one of'):
+        network.head = 'half'
+
+
 @pytest.mark.parametrize('options', [{'spp': True}, {'volume': 'iterative'}, {'hourglasses': 0}])
 def test_dtpnet_variants_run(options):
     network = create('dtpnet', **LIGHT, **options).train()

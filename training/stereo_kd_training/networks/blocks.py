@@ -478,6 +478,33 @@ def distribution_confidence(
     return (torch.softmax(logits.float(), 1) * near).sum(1)
 
 
+def quarter_output(
+    heads: tuple[Tensor, ...],
+    disparities: int,
+    size: tuple[int, int],
+    features: dict[str, Tensor],
+) -> StereoOutput:
+    """`volume_output` without its full volume: regression on the grid of the scores.
+
+    The disparity is then stretched bilinearly, which `D size / (d h w)` times fewer exponentials
+    pay for. The hypotheses are those of stretching without `align_corners`, so a network trained
+    by either may be deployed by the other.
+    """
+    hypotheses = coarse_hypotheses(heads[-1], disparities, False)
+    logits = tuple(head.squeeze(1).float() for head in heads)
+    coarse = tuple(soft_argmax(scores, hypotheses) for scores in logits)
+    stages = tuple(upsample_map(disparity, size) for disparity in coarse)
+    confidence = distribution_confidence(logits[-1], hypotheses, coarse[-1])
+    return StereoOutput(
+        disparity=stages[-1],
+        confidence=upsample_map(confidence, size),
+        stages=stages,
+        logits=logits,
+        hypotheses=(hypotheses,) * len(logits),
+        features=features,
+    )
+
+
 def volume_output(
     heads: tuple[Tensor, ...],
     disparities: int,

@@ -12,7 +12,11 @@ Leaner Networks, IJCNN 2023. A narrow GwcNet with ACVNet's attention on the volu
     features        (B, 320, H/4, W/4)       trunk of 2, 4, 1, 1 residual blocks
     volume          (B, 40, D/4, H/4, W/4)   group-wise correlation, times softmax(attention)
     scores          (B, 1, D/4, H/4, W/4)    three heads; softmax(+score)
-    disparity       (B, H, W)                soft argmax over D bins at full resolution
+    disparity       (B, H, W)                see `head`
+
+Heads share their weights, so a network trained with one can be deployed with the other:
+    'paper'    scores trilinearly to (B, D, H, W), softmax and soft argmax there.
+    'quarter'  softmax and soft argmax over D/4 bins at 1/4, then the disparity bilinearly.
 
 Distillation points, in `StereoOutput.features` here and in ACVNet: `early1_*` (first
 convolutions) and `early2_*` (first residual layer) of both views, and `volume`, the raw
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
+from stereo_kd_training.networks.base import NetworkError, StereoNetwork, StereoOutput
 from stereo_kd_training.networks.blocks import (
     Hourglass3d,
     StackedResidualExtractor,
@@ -43,6 +47,7 @@ from stereo_kd_training.networks.blocks import (
     match_patches,
     patch_filter,
     patch_pyramid,
+    quarter_output,
     score_head_3d,
     volume_entry,
     volume_output,
@@ -50,6 +55,7 @@ from stereo_kd_training.networks.blocks import (
 from stereo_kd_training.networks.cost_volume import group_correlation_volume
 
 GROUPS = 40
+HEADS = ('paper', 'quarter')
 
 
 class DSNet(StereoNetwork):
@@ -60,6 +66,10 @@ class DSNet(StereoNetwork):
         channels: of the 3D hourglasses.
         attention: weigh the volume by an attention over disparities.
         projection: carry the 32-channel projection, a distillation point.
+        head: 'paper' or 'quarter'; may be changed on a built network.
+
+    Raises:
+        NetworkError: D is no multiple of 16, or there is no such head.
     """
 
     stride = 16
@@ -74,10 +84,12 @@ class DSNet(StereoNetwork):
         channels: int = 16,
         attention: bool = True,
         projection: bool = True,
+        head: str = 'paper',
     ):
         super().__init__()
         check_multiple('DSNet', 'max_disparity_px', max_disparity_px, 16)
         self.max_disparity_px = max_disparity_px
+        self.head = head
         self.feature_extraction = StackedResidualExtractor(blocks=(2, 4, 1, 1))
         self.projection = (
             nn.Sequential(
@@ -94,6 +106,16 @@ class DSNet(StereoNetwork):
         self.classif1 = score_head_3d(channels)
         self.classif2 = score_head_3d(channels)
         initialize(self)
+
+    @property
+    def head(self) -> str:
+        return self._head
+
+    @head.setter
+    def head(self, value: str) -> None:
+        if value not in HEADS:
+            raise NetworkError(f'DSNet: head is one of {HEADS}, got {value!r}')
+        self._head = value
 
     def extract(self, image: Tensor) -> dict[str, Tensor]:
         """Maps by name: `early1`, `early2` at 1/2, `correlated` (320 ch) at 1/4."""
@@ -126,6 +148,8 @@ class DSNet(StereoNetwork):
             if self.projection is not None:
                 features['projected_left'] = self.projection(left['correlated'])
                 features['projected_right'] = self.projection(right['correlated'])
+        if self.head == 'quarter':
+            return quarter_output(heads, self.max_disparity_px, size, features)
         return volume_output(heads, self.max_disparity_px, size, False, features)
 
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
