@@ -264,6 +264,45 @@ def test_sheen_moves_like_its_mirror_image_and_leaves_the_truth_alone():
     assert columns[0] - columns[1] == pytest.approx(0.4 * 15, abs=0.3)
 
 
+def test_an_endless_sheen_goes_on_beyond_its_box_and_moves_as_one():
+    stripes = np.tile(np.repeat(np.uint8([0, 200]), 16), (4, 1))
+    flat = (np.full((64, 64, 3), 20, np.uint8),)
+    sheen = Sheen(stripes, (40.0, 20.0, 72.0, 52.0), 0.5, endless=True)
+    door = Face(
+        np.array([-1.0, -1, 2]), RIGHT, DOWN, flat, unbounded=True, sheen=(sheen,)
+    )  # fmt: skip
+    left, right, _ = draw([door], rig())
+    lit = [view.image[:, :, 0] > 100 for view in (left, right)]
+    assert 0.3 < lit[0].mean() < 0.7, 'half of the picture, wherever it is'
+    assert lit[0][5, :20].any() and lit[0][-5, -20:].any()
+    # Half of 15 px: to the nearest pixel of each edge.
+    shifted = [np.roll(lit[0], -shift, axis=1)[20:50, 20:-20] for shift in (7, 8)]
+    assert min((moved != lit[1][20:50, 20:-20]).mean() for moved in shifted) < 0.13
+    assert (lit[0] != lit[1])[20:50, 20:-20].mean() > 0.2
+
+
+def test_a_car_stands_on_its_ground_within_its_length_and_mirrors_the_street():
+    from stereo_kd_training.datasets import rooms
+
+    mirrors, cars = 0, 30
+    for seed in range(cars):
+        rng = np.random.default_rng(seed)
+        space = rooms._Space(rng, rooms.Painter(rng, None, 0.5), 0.5, (15.0, 90.0))
+        space.centre = np.array([0.0, -1.5, 0.0])
+        rooms._car(space, 1.0, 10.0, 0.0)
+        (_shadow,), faces = space.objects
+        corners = np.concatenate([face.corners() for face in faces])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        assert high[1] < 0.02 and 1.3 < -low[1] < 2.0, 'from the road to its roof'
+        # Of what is seen from behind: its end, its side, not the far end.
+        assert 7.3 < low[2] < 8.4 and high[2] < 12.8
+        assert 0.0 <= low[0] < 0.3 and 1.7 < high[0] < 2.1
+        mirrored = [sheen for face in faces for sheen in face.sheen]
+        assert all(sheen.endless and 0 < sheen.depth_ratio < 1 for sheen in mirrored)
+        mirrors += bool(mirrored)
+    assert mirrors > 0.7 * cars
+
+
 def test_cross_product_is_numpy_s():
     first, second = np.array([1.0, -2, 3]), np.array([0.5, 4, -1])
     assert np.allclose(cross(first, second), np.cross(first, second))
@@ -375,11 +414,15 @@ def test_impossible_scenes_are_refused(arguments, word):
 def test_pool_of_rooms_and_mixed_pool_say_what_they_hold(tmp_path):
     rooms = generate_pool(tmp_path / 'r', 2, 40, 72, seed=3, progress=False, scenes='rooms')
     mixed = generate_pool(tmp_path / 'm', 8, 40, 72, seed=3, progress=False, scenes='mixed')
+    streets = generate_pool(tmp_path / 's', 2, 40, 72, seed=3, progress=False, scenes='streets')
     layered = generate_pool(tmp_path / 'l', 8, 40, 72, seed=3, progress=False)
     assert PairPool(tmp_path / 'r').manifest.scenes == {'rooms': 1.0}
     assert mixed.scenes == {'layered': 0.5, 'rooms': 0.5}
     assert layered.scenes == {'layered': 1.0}
     assert np.array_equal(PairPool(tmp_path / 'r')[1].left, pool_pair(rooms, 1, None).left)
+    difficulty = np.random.default_rng([3, 1, 1]).uniform(*streets.difficulty)
+    street = render_space((3, 1), 40, 72, difficulty=difficulty, kind='street')
+    assert np.array_equal(PairPool(tmp_path / 's')[1].left, street.left)
     # Each pair of a mixed pool is the layered pool's or the rooms pool's of that number.
     kinds = set()
     for index in range(8):

@@ -55,7 +55,8 @@ def generate(
         Path | None, typer.Option(help='Texture bank; synthetic textures alone without it.')
     ] = None,
     scenes: Annotated[
-        str, typer.Option(help='layered, rooms (rooms, corridors, streets in 3-D) or mixed.')
+        str,
+        typer.Option(help='layered, rooms (rooms, corridors, streets in 3-D), streets or mixed.'),
     ] = 'mixed',
     cameras: Annotated[
         bool, typer.Option(help='With noise, blur, exposure and a rectification of real rigs.')

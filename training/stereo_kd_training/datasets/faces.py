@@ -24,17 +24,20 @@ _SOLID = 127
 
 @dataclass(frozen=True)
 class Sheen:
-    """A lamp's soft reflection in a glossy face; it moves as its mirror image does.
+    """A reflection in a glossy face; it moves as its mirror image does.
 
     Attributes:
         picture: (h, w) uint8 light to add, stretched over ``box``.
         box: (x0, y0, x1, y1) left pixels that the picture covers.
         depth_ratio: disparity of the mirror image over that of the face, 0..1.
+        endless: the picture goes on, mirrored, beyond ``box``, as a street does in a car; a
+            lamp's spot ends there.
     """
 
     picture: np.ndarray
     box: tuple[float, float, float, float]
     depth_ratio: float
+    endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Face:
         joined: for the sides v=0, u=1, v=1, u=0: whether another face goes on there.
         unbounded: the plane has no sides; the z-test alone ends it.
         shadow: 0..1, the face only darkens what lies in its plane.
-        sheen: reflections of lamps.
+        sheen: what it mirrors.
     """
 
     corner: np.ndarray
@@ -342,6 +345,7 @@ class SpaceView:
                 matrix[:2],
                 (columns, rows),
                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REFLECT if sheen.endless else cv2.BORDER_CONSTANT,
             )
             texture = cv2.add(texture, cv2.merge([light] * 3))
         return texture

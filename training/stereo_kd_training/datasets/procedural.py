@@ -42,6 +42,7 @@ MANIFEST_NAME = 'pool.json'
 SCENES: dict[str, dict[str, float]] = {
     'layered': {'layered': 1.0},
     'rooms': {'rooms': 1.0},
+    'streets': {'streets': 1.0},
     'mixed': {'layered': 0.5, 'rooms': 0.5},
 }
 """What a pool may be made of, and the share of each generator in it."""
@@ -55,9 +56,9 @@ class PoolError(RuntimeError):
 class PoolManifest:
     """What a pool was made with; ``pairs`` is what was asked for, not what exists yet.
 
-    ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``) and of rooms and
-    streets (``stereo_kd_training.datasets.rooms``); ``cameras`` says whether two cameras with
-    their faults took the pictures, or none.
+    ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``), of rooms, corridors
+    and streets, and of streets alone (``stereo_kd_training.datasets.rooms``); ``cameras`` says
+    whether two cameras with their faults took the pictures, or none.
     """
 
     pairs: int
@@ -116,10 +117,16 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
     low, high = manifest.difficulty
     difficulty = np.random.default_rng([manifest.seed, index, 1]).uniform(low, high)
     # A pool of one sort asks for no choice: its pairs are those of pools before there was any.
-    render = render_pair if manifest.scenes.get('rooms', 0.0) == 0 else render_space
-    if 0 < manifest.scenes.get('layered', 0.0) < 1:
+    kinds = [kind for kind, share in manifest.scenes.items() if share > 0]
+    kind = kinds[0]
+    if len(kinds) > 1:
         choice = np.random.default_rng([manifest.seed, index, 2]).random()
-        render = render_pair if choice < manifest.scenes['layered'] else render_space
+        kind = 'layered' if choice < manifest.scenes['layered'] else 'rooms'
+    render = {
+        'layered': render_pair,
+        'rooms': render_space,
+        'streets': functools.partial(render_space, kind='street'),
+    }[kind]
     return render(
         (manifest.seed, index),
         manifest.height,
@@ -211,7 +218,7 @@ def generate_pool(
         difficulty: range drawn from for each pair.
         progress: show a progress bar.
         pairs_per_shard: how many pairs are written, and lost when killed, at a time.
-        scenes: 'layered', 'rooms' or 'mixed'.
+        scenes: 'layered', 'rooms', 'streets' or 'mixed'.
         cameras: photographed with the faults of two cameras, and not quite rectified.
 
     Raises:

@@ -79,6 +79,7 @@ class _Space:
         self.ambient = rng.uniform(0.45, 0.75)
         self._palette: list[Material] = []
         self._paints: list[Material] = []
+        self._mirrored: list[np.ndarray] = []
 
     # Looks -----------------------------------------------------------------------------------
 
@@ -103,15 +104,21 @@ class _Space:
         return self._palette[int(self.rng.integers(len(self._palette)))]
 
     def paint(self) -> Material:
-        """One of the bare looks that a scene's cars share."""
+        """One of the bare looks that a scene's cars share, a third of them nearly black."""
         if len(self._paints) < 4:
-            self._paints.append(Material(self._bare(), 60.0))
+            dark = self.rng.random() < 0.35
+            self._paints.append(self.bare(6, 45) if dark else self.bare())
         return self._paints[int(self.rng.integers(len(self._paints)))]
 
-    def _bare(self) -> tuple[np.ndarray, ...]:
+    def bare(self, darkest: float = 40.0, lightest: float = 200.0) -> Material:
+        """Paint, as `_bare`."""
+        return Material(self._bare(darkest, lightest), 60.0)
+
+    def _bare(self, darkest: float = 40.0, lightest: float = 200.0) -> tuple[np.ndarray, ...]:
         """Paint, plaster or plastic: one colour, and a grain that noise may drown."""
         rng = self.rng
-        colour = rng.uniform(40, 200) + rng.normal(0, rng.choice([3.0, 12.0, 30.0]), 3)
+        colour = rng.uniform(darkest, lightest)
+        colour = colour + rng.normal(0, rng.choice([3.0, 12.0, 30.0]), 3) * min(1, colour / 60)
         grain = rng.standard_normal((96, 96, 1), dtype=np.float32)
         stains = cv2.resize(
             rng.standard_normal((6, 6), dtype=np.float32), (96, 96), interpolation=cv2.INTER_CUBIC
@@ -221,12 +228,12 @@ class _Space:
                     material,
                     tint * self.lit(outward),
                     joined=joined,
-                    light_map=self._gradient() if shaded else None,
+                    light_map=self.gradient() if shaded else None,
                 )
             )
         return faces
 
-    def _gradient(self) -> np.ndarray:
+    def gradient(self) -> np.ndarray:
         """Smooth light over a face that is not flatly lit: half to one and a half."""
         coarse = self.rng.standard_normal((3, 3), dtype=np.float32) * self.rng.uniform(0.05, 0.25)
         smooth = cv2.resize(coarse, (16, 16), interpolation=cv2.INTER_CUBIC)
@@ -356,6 +363,43 @@ class _Space:
             box = (x0, y0, x0 + wide, y0 + tall)
             sheens.append(Sheen(picture, box, rng.uniform(0.3, 0.9)))
         return replace(face, sheen=tuple(sheens))
+
+    def mirroring(self, face: Face, pane: bool) -> Face:
+        """The street in a polished face: another picture, at the depth of its mirror image.
+
+        That of a plane lies as far behind it as the street is before it; what is bent outward,
+        as bodies of cars are, brings it near.
+        """
+        rng = self.rng
+        if len(self._mirrored) < 4:
+            self._mirrored.append(self._street_picture())
+        picture = self._mirrored[int(rng.integers(len(self._mirrored)))]
+        middle = face.corner + (face.edge_u + face.edge_v) / 2 - self.centre
+        metre_px = 1 / (self.pixel_m * max(float(np.linalg.norm(middle)), 0.3))
+        wide = max(metre_px * rng.uniform(0.6, 4.0), 8.0)
+        tall = max(metre_px * rng.uniform(0.5, 1.8), 8.0)
+        x0, y0 = rng.uniform(-500, 500, 2)
+        strength = rng.uniform(0.2, 0.8) if pane else rng.uniform(0.08, 0.6)
+        sheen = Sheen(
+            cv2.convertScaleAbs(picture, alpha=strength),
+            (x0, y0, x0 + wide, y0 + tall),
+            rng.uniform(0.05, 0.85) if pane else rng.uniform(0.3, 0.95),
+            endless=True,
+        )
+        return replace(face, sheen=(*face.sheen, sheen))
+
+    def _street_picture(self) -> np.ndarray:
+        """(96, 96) uint8 light that a street sends: things, and mostly a bright sky above them."""
+        rng = self.rng
+        patch = cv2.resize(self.painter.patch(96), (96, 96), interpolation=cv2.INTER_AREA)
+        light = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        light = cv2.GaussianBlur(light, (0, 0), rng.uniform(0.3, 3.0))
+        if rng.random() < 0.7:
+            horizon = 48 + rng.uniform(-10, 10) + 5 * rng.standard_normal((1, 12))
+            edge = cv2.resize(horizon.astype(np.float32), (96, 1), interpolation=cv2.INTER_CUBIC)
+            sky = np.clip((edge - np.arange(96, dtype=np.float32)[:, None]) / 2 + 0.5, 0, 1)
+            light = light * (1 - sky) * rng.uniform(0.3, 0.9) + sky * rng.uniform(150, 255)
+        return np.clip(light, 0, 255).astype(np.uint8)
 
 
 def _rectangle(image: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour) -> None:
@@ -650,7 +694,7 @@ def _wall_decor(
         tall, wide, y = 0.85 * -ceiling, rng.uniform(0.7, 1.1), 0.85 * ceiling
     tall = min(tall, -y)
     up = np.array([0, tall, 0.0])
-    gradient = space._gradient() if rng.random() < 0.4 else None
+    gradient = space.gradient() if rng.random() < 0.4 else None
     side = int(rng.integers(3))
     if side == 2:
         corner = np.array([rng.uniform(left, right - 0.2), y, end - 0.01])
@@ -800,41 +844,155 @@ def _parked(space: _Space, x: float, side: int) -> None:
 
 
 def _car(space: _Space, x: float, z: float, yaw: float) -> None:
-    """Body, cabin and wheels; its paint is bare and shaded."""
+    """Body and cabin, cut along their outlines, with panes, wheels and lamps.
+
+    Both are smooth, shaded, and mirror a street, which is most of what is seen of a dark one.
+    """
     rng = space.rng
-    long, wide, tall = rng.uniform(3.5, 5), rng.uniform(1.6, 1.9), rng.uniform(0.6, 0.8)
-    body, glass = space.paint(), space.paint()
-    middle = np.array([x, -0.25 - tall / 2, z])
-    space.objects.append([space.shadow(x, z, wide * 1.25, long * 1.1)])
-    faces = space.box(middle, (wide, tall, long), yaw, body, shaded=True)
-    cabin = middle + _turned(yaw, 0, rng.uniform(-0.4, 0.4)) + [0, -tall / 2 - 0.28, 0]
-    faces += space.box(
-        cabin, (wide * 0.88, 0.56, long * rng.uniform(0.4, 0.65)), yaw, glass, shaded=True
+    if rng.random() < 0.5:
+        yaw += math.pi
+    long, wide, tall = rng.uniform(3.5, 5.0), rng.uniform(1.6, 1.95), rng.uniform(1.35, 1.9)
+    sill, belt = rng.uniform(0.18, 0.32), rng.uniform(0.82, 1.05)
+    # Across to the right, height and ahead, from the ground below the middle.
+    frame = np.array([_turned(yaw, 1, 0), -_DOWN, _turned(yaw, 0, 1)])
+    ground = np.array([x, 0.0, z])
+    bonnet, boot = rng.uniform(0.6, 1.35), rng.choice([0.1, rng.uniform(0.6, 1.1)])
+    front, back = long / 2, -long / 2
+    body = np.array(
+        [
+            (front, sill),
+            (front - 0.04, 0.7 * belt),
+            (front - rng.uniform(0.1, 0.4), belt - rng.uniform(0.05, 0.2)),
+            (front - bonnet, belt),
+            (back + rng.uniform(0.02, 0.15), belt),
+            (back, sill),
+        ]
     )
-    roof = cabin + _vector([0, -0.29, 0])
-    faces += space.box(roof, (wide * 0.88, 0.03, long * 0.42), yaw, body)
-    for along in (-0.32, 0.32):
-        for across in (-0.51, 0.51):
-            hub = np.array([x, -0.62, z]) + _turned(yaw, across * wide, along * long - 0.31)
-            edge = _turned(yaw, 0, 0.62)
-            faces.append(space.card('ellipse', hub, edge, np.array([0, 0.62, 0.0]), glass, 0.25))
-    if z > 30:
-        space.objects.append(faces)
-        return
-    # Lamps and a number plate at both ends.
-    for end in (-0.503, 0.503):
-        for across, breadth in ((-0.36, 0.25), (0.36, 0.25), (0.0, 0.5)):
-            corner = middle + _turned(yaw, across * wide - breadth / 2, end * long)
-            faces.append(
-                space.quad(
-                    corner,
-                    _turned(yaw, breadth, 0),
-                    np.array([0, 0.13, 0.0]),
-                    space.thing(),
-                    rng.uniform(0.6, 2.0),
+    cabin = np.array(
+        [
+            (front - bonnet - 0.05, belt),
+            (front - bonnet - rng.uniform(0.4, 0.95), tall),
+            (back + boot + rng.uniform(0.1, 0.6), tall),
+            (back + boot, belt),
+        ]
+    )
+    paint, glass, tyre = space.paint(), space.bare(8, 45), space.bare(15, 50)
+    space.objects.append([space.shadow(x, z, wide * 1.25, long * 1.1)])
+    near = z < 30
+    faces = _hull(space, ground, frame, wide / 2, body, paint, 0.75)
+    faces += _hull(space, ground, frame, 0.43 * wide, cabin, paint, 0.75)
+    if near:
+        faces += _hull(space, ground, frame, 0.435 * wide, _panes(cabin, belt), glass, 0.9, True)
+    radius = rng.uniform(0.28, 0.36)
+    for ahead in (front - 0.8, back + 0.75):
+        for side in (-1, 1):
+            for part, look in ((1.0, tyre), (0.6, space.thing())) if near else ((1.0, tyre),):
+                hub = (
+                    ground
+                    + np.array([side * (0.504 + 0.004 / part) * wide, radius, ahead]) @ frame
                 )
+                across, down = 2 * part * radius * frame[2], -2 * part * radius * frame[1]
+                faces.append(
+                    space.card('ellipse', hub - (across + down) / 2, across, down, look, 0.8)
+                )
+    # Lamps and a number plate at both ends.
+    for end in (front + 0.01, back - 0.01) if near else ():
+        for middle, breadth in ((-0.36, 0.25), (0.36, 0.25), (0.0, 0.5)):
+            corner = ground + np.array([middle * wide - breadth / 2, 0.65 * belt, end]) @ frame
+            light = rng.uniform(0.6, 2.0)
+            faces.append(
+                space.quad(corner, breadth * frame[0], 0.13 * _DOWN, space.thing(), light)
             )
     space.objects.append(faces)
+
+
+def _panes(cabin: np.ndarray, belt: float) -> np.ndarray:
+    """The outline of a car's windows within that of its cabin."""
+    middle = cabin.mean(axis=0)
+    panes = middle + (cabin - middle) * (0.92, 0.78)
+    panes[[0, 3], 1] = belt + 0.04
+    return panes
+
+
+def _hull(
+    space: _Space,
+    ground: np.ndarray,
+    frame: np.ndarray,
+    half: float,
+    outline_m: np.ndarray,
+    look: Material,
+    mirrors: float,
+    panes: bool = False,
+) -> list[Face]:
+    """What the eye sees of an outline (ahead, height) drawn out to both sides by ``half``.
+
+    Args:
+        space, ground, frame: of the car.
+        half: half of the width, in metres.
+        outline_m: (N, 2) corners, from the front below over the top to the back.
+        look: of all of it.
+        mirrors: how probably its faces mirror.
+        panes: they are let into what is drawn out, and there is none in the roof.
+    """
+    rng = space.rng
+
+    def at(across: float, corner: Sequence[float]) -> np.ndarray:
+        return ground + np.array([across, corner[1], corner[0]]) @ frame
+
+    faces = []
+    centre = outline_m.mean(axis=0)
+    mirror = rng.random() < mirrors
+    out = 0.015 if panes else 0.0
+    for index, (first, last) in enumerate(itertools.pairwise(outline_m)):
+        if panes and index == 1:
+            continue
+        along = last - first
+        outward = np.array([along[1], -along[0]]) / np.hypot(*along)
+        if outward @ (first - centre) < 0:
+            outward = -outward
+        normal = np.array([0, outward[1], outward[0]]) @ frame
+        breadth = half * (0.88 if panes else 1.0)
+        lift = 0.06 if panes else 0.0
+        corner = at(-breadth, first + lift * outward) + out * normal
+        if (space.centre - corner) @ normal <= 0:
+            continue
+        upward = at(0, last) - at(0, first)
+        face = space.quad(
+            corner,
+            2 * breadth * frame[0],
+            upward,
+            look,
+            space.lit(normal),
+            light_map=space.gradient(),
+        )
+        faces.append(space.mirroring(face, panes) if mirror else face)
+    low, high = outline_m.min(axis=0), outline_m.max(axis=0)
+    size = high - low
+    mask = np.zeros(np.maximum(np.round(size[::-1] * 100), 8).astype(int), np.uint8)
+    corners = (outline_m - low) / size
+    corners[:, 1] = 1 - corners[:, 1]
+    scaled = np.round(corners * (np.array(mask.shape)[::-1] - 1)).astype(np.int32)
+    cv2.fillPoly(mask, [scaled], 255)
+    if panes:
+        # The pillar between the doors.
+        pillar = round(rng.uniform(0.35, 0.6) * mask.shape[1])
+        mask[:, pillar : pillar + max(2, round(rng.uniform(0.05, 0.12) * 100))] = 0
+    for side in (-1, 1):
+        normal = side * frame[0]
+        corner = at(side * (half + out), (low[0], high[1]))
+        if (space.centre - corner) @ normal <= 0:
+            continue
+        face = space.quad(
+            corner,
+            size[0] * frame[2],
+            -size[1] * frame[1],
+            look,
+            space.lit(normal),
+            light_map=space.gradient(),
+            mask=mask,
+        )
+        faces.append(space.mirroring(face, panes) if mirror else face)
+    return faces
 
 
 def _tree(space: _Space, x: float, z: float, tall: float) -> list[Face]:
