@@ -7,13 +7,16 @@ changed. With `restamp`, all messages that shared a stamp share a new one: the w
 moment when the first of them goes out. Those within a tolerance of it keep their distance to it,
 so that a pair whose eyes are stamped apart stays one. Stamp-to-publish latency measured downstream
 then begins when the player begins to hand a pair to DDS, and includes the transfer of both images.
+
+What is due next is read while there is nothing to do, so that the time between the two images of a
+pair is that of handing them over and not that of reading a file.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +43,11 @@ _MATCH_SETTLE_S = 0.5
 # A best-effort subscriber acknowledges nothing, and reads images out of our shared memory.
 _LINGER_S = 1.0
 
+# What is read before it is due: up to so many messages or bytes, while so much time is left.
+_AHEAD_MESSAGES = 64
+_AHEAD_BYTES = 64 << 20
+_AHEAD_S = 0.01
+
 # A stamp that comes back after this many others counts as a new one (a bag that loops).
 _REMEMBERED_STAMPS = 256
 
@@ -60,6 +68,57 @@ class PlayedMessage:
     stamp_ns: int | None
     published_stamp_ns: int | None
     late_ms: float
+
+
+class ReadAhead:
+    """An iterator of messages that may be read before they are asked for.
+
+    A fault met on the way is raised when its turn has come: what lies before it is given first.
+
+    Args:
+        messages: of a bag, in order.
+    """
+
+    def __init__(self, messages: Iterator[BagMessage]) -> None:
+        self._messages = messages
+        self._waiting: deque[BagMessage] = deque()
+        self._bytes = 0
+        self._fault: Exception | None = None
+        self._ended = False
+
+    def __iter__(self) -> ReadAhead:
+        return self
+
+    def __next__(self) -> BagMessage:
+        if not self._waiting:
+            self._read()
+        if not self._waiting:
+            if self._fault is not None:
+                raise self._fault
+            raise StopIteration
+        message = self._waiting.popleft()
+        self._bytes -= len(message.cdr)
+        return message
+
+    def fill(self) -> bool:
+        """Read one more message; False when enough wait or there are no more."""
+        if self._ended or len(self._waiting) >= _AHEAD_MESSAGES or self._bytes >= _AHEAD_BYTES:
+            return False
+        self._read()
+        return not self._ended
+
+    def _read(self) -> None:
+        if self._ended:
+            return
+        try:
+            message = next(self._messages)
+        except StopIteration:
+            self._ended = True
+        except Exception as fault:  # whatever the bag has to say, in its place
+            self._ended, self._fault = True, fault
+        else:
+            self._waiting.append(message)
+            self._bytes += len(message.cdr)
 
 
 class BagPlayer:
@@ -177,11 +236,12 @@ class BagPlayer:
         new_stamps: OrderedDict[int, int] = OrderedDict()
         first_ns: int | None = None
         started = time.monotonic()
-        for message in self._bag.messages(self.publishers.keys()):
+        messages = ReadAhead(self._bag.messages(self.publishers.keys()))
+        for message in messages:
             if first_ns is None:
                 first_ns, started = message.time_ns, time.monotonic()
             due = started + (message.time_ns - first_ns) / 1e9 / rate
-            if not self._sleep_until(due, message.time_ns, rate, clock):
+            if not self._sleep_until(due, message.time_ns, rate, clock, messages):
                 return
             yield self._publish(message, due, restamp_now, new_stamps, tolerance_ns)
 
@@ -223,15 +283,20 @@ class BagPlayer:
         self.publishers[message.topic].publish(cdr)
         return PlayedMessage(message.topic, stamp_ns, published_ns, late_ms)
 
-    def _sleep_until(self, due: float, bag_time_ns: int, rate: float, clock: bool) -> bool:
-        """Sleep in short pieces; False when the context was shut down meanwhile."""
+    def _sleep_until(
+        self, due: float, bag_time_ns: int, rate: float, clock: bool, messages: ReadAhead
+    ) -> bool:
+        """Read ahead, sleep in short pieces; False when the context was shut down meanwhile."""
         while self.running:
             remaining_s = due - time.monotonic()
             if clock:
                 self._tick(bag_time_ns - max(0, round(remaining_s * rate * 1e9)))
             if remaining_s <= 0:
                 return True
-            time.sleep(min(remaining_s, _TICK_S))
+            until = min(due, time.monotonic() + _TICK_S)
+            while until - time.monotonic() > _AHEAD_S and messages.fill():
+                pass
+            time.sleep(max(0.0, until - time.monotonic()))
         return False
 
     def _tick(self, time_ns: int) -> None:

@@ -22,11 +22,11 @@ from ros_rig import PATIENCE_S, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
-from stereo_kd_ros.bag import Bag, StereoBag, StereoBagWriter, StereoTopics
+from stereo_kd_ros.bag import Bag, BagError, BagMessage, StereoBag, StereoBagWriter, StereoTopics
 from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.children import Child
 from stereo_kd_ros.image import decode_image
-from stereo_kd_ros.node.player import PlayerError, message_type, open_player
+from stereo_kd_ros.node.player import PlayerError, ReadAhead, message_type, open_player
 from stereo_kd_ros.node.recorder import open_recorder
 
 CAMERA = StereoCamera.from_intrinsics(fx=90.0, baseline_m=0.1, width=48, height=32)
@@ -246,3 +246,51 @@ def test_loop_plays_until_it_is_told_to_stop(
 
 def _arrived(recorder) -> list:
     return [arrival for arrivals in recorder.arrivals.values() for arrival in arrivals]
+
+
+def _numbered(count: int, size: int = 10, fault: Exception | None = None) -> Iterator[BagMessage]:
+    for number in range(count):
+        yield BagMessage('/topic', 'std_msgs/msg/String', number, bytes(size))
+    if fault is not None:
+        raise fault
+
+
+def test_what_is_read_ahead_comes_in_order_and_a_fault_in_its_turn() -> None:
+    messages = ReadAhead(_numbered(5, fault=BagError('damaged')))
+    assert next(messages).time_ns == 0
+    while messages.fill():
+        pass
+    assert [next(messages).time_ns for _ in range(4)] == [1, 2, 3, 4]
+    for _ in range(2):
+        with pytest.raises(BagError, match='damaged'):
+            next(messages)
+
+
+@pytest.mark.parametrize('size, most', [(10, 64), (16 << 20, 4)])
+def test_no_more_is_read_ahead_than_memory_should_hold(size: int, most: int) -> None:
+    taken = []
+    source = (taken.append(message) or message for message in _numbered(200, size))
+    messages = ReadAhead(source)
+    while messages.fill():
+        pass
+    assert len(taken) == most
+    assert [message.time_ns for message in messages] == list(range(200))
+
+
+def test_the_other_image_of_a_pair_is_read_before_the_first_goes_out(bag: Path) -> None:
+    """Else the time from stamp to result has the reading of a file in it."""
+    read = []
+    with Bag(bag) as source, open_player(source) as player:
+        messages = source.messages
+
+        def watched(topics):
+            for message in messages(topics):
+                read.append(message.topic)
+                yield message
+
+        source.messages = watched
+        # At a quarter of the rate there are pauses of 160 ms between pairs.
+        ahead = [len(read) - number for number, _ in enumerate(player.play(rate=0.25), 1)]
+    assert len(ahead) == len(read) == 4 * PAIRS
+    assert all(ahead[number] >= 3 for number in range(4, 4 * PAIRS, 4)[:-1])
+    assert ahead[-1] == 0
