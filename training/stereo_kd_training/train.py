@@ -61,6 +61,9 @@ class TrainingError(RuntimeError):
     """A run that cannot start, cannot be resumed, or has diverged."""
 
 
+REFINABLE_PX = 4.0
+
+
 class LossWeights(BaseModel):
     """Weights of the supervised loss; a weight of 0 leaves its term out."""
 
@@ -70,6 +73,7 @@ class LossWeights(BaseModel):
     disparity: float = 0.3
     coarse: float = 0.2
     confidence: float = 0.1
+    refined: float = 0.0
 
 
 _MOVED_TO_AUGMENTATION = ('scale_probability', 'colour_probability')
@@ -79,6 +83,8 @@ class TrainingConfig(BaseModel):
     """What a run is made of; unknown keys are refused.
 
     Attributes:
+        trained: beginnings of the names of the parts that learn; all else stays as it is, batch
+            statistics included. Empty: the whole network learns.
         compile: run the network through torch.compile. Checkpoints are those of the plain
             network, so it may be switched on and off between the parts of a run.
         compile_backend: 'inductor' needs a C++ compiler (and triton on a GPU); 'aot_eager'
@@ -109,6 +115,7 @@ class TrainingConfig(BaseModel):
     compile_backend: Literal['inductor', 'aot_eager', 'eager'] = 'inductor'
     ema_decay: float = Field(0.999, ge=0, lt=1)
     frozen_statistics: bool = False
+    trained: list[str] = Field(default_factory=list)
     augmentation: Augmentation = Field(default_factory=Augmentation)
     loss: LossWeights = Field(default_factory=LossWeights)
     seed: int = 0
@@ -270,10 +277,11 @@ def make_batch(
 def supervised_loss(
     output: StereoOutput, truth: Tensor, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Two-hot cross-entropy on every distribution, smooth L1 on every stage, confidence.
+    """Two-hot cross-entropy on every distribution, smooth L1 on every stage, and parts' own terms.
 
     Confidence learns whether the coarse answer is right within max(1 px, 5 %), by binary
-    cross-entropy that does not reach the disparity.
+    cross-entropy that does not reach the disparity. A refinement learns where the answer before
+    it was within `REFINABLE_PX`: what it cannot mend would drown what it can.
 
     Args:
         output: of the network.
@@ -321,6 +329,18 @@ def supervised_loss(
             nn.functional.binary_cross_entropy(predicted, right, reduction='none'), known
         )
         total = total + weights.confidence * terms['confidence']
+    unrefined = output.features.get('unrefined')
+    if weights.refined and unrefined is not None and coarse is not None:
+        target, known = at(coarse)
+        near = known & ((unrefined[:, 0].detach() - target).abs() < REFINABLE_PX)
+        down, across = (size // cells for size, cells in zip(truth.shape[1:], near.shape[1:]))
+        everywhere = near.repeat_interleave(down, 1).repeat_interleave(across, 2)
+        everywhere = everywhere & valid & ((output.disparity.detach() - truth).abs() < 8)
+        terms['refined'] = (
+            smooth_l1_disparity(coarse[:, 0], target, near, beta_px=0.25)
+            + smooth_l1_disparity(output.disparity, truth, everywhere, beta_px=0.25)
+        ) / 2
+        total = total + weights.refined * terms['refined']
     return total, terms
 
 
@@ -390,6 +410,8 @@ class Trainer:
                 f'crop {config.crop_width}x{config.crop_height} is not a multiple of the '
                 f'strides {across}x{down} of {config.network}'
             )
+        if config.trained:
+            train_only(network, config.trained)
         channels_last(network)
         self.ema = create_ema(network, self.accelerator.device)
         if self.accelerator.num_processes > 1:
@@ -550,6 +572,10 @@ class Trainer:
         self.network.train()
         if self.config.frozen_statistics:
             keep_statistics(self.network)
+        if self.config.trained:
+            for name, module in self.plain_network.named_modules():
+                if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+                    module.train(name.startswith(tuple(self.config.trained)))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for batch in batches:
@@ -722,12 +748,30 @@ def channels_last(network: nn.Module) -> None:
 
 def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay for convolution weights alone: decaying a norm or a bias only shifts it."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
+    learning = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in learning if p.ndim > 1]
+    plain = [p for p in learning if p.ndim <= 1]
     return [
         {'params': decayed, 'weight_decay': weight_decay},
         {'params': plain, 'weight_decay': 0.0},
     ]
+
+
+def train_only(network: nn.Module, beginnings: Sequence[str]) -> None:
+    """Let only the parameters learn whose names begin so.
+
+    Raises:
+        TrainingError: no parameter's name begins with one of them.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = sorted({name.split('.')[0] for name in names})
+            raise TrainingError(
+                f'no part of the network begins with {beginning!r}; it has {", ".join(parts)}'
+            )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
 def keep_statistics(network: nn.Module) -> None:

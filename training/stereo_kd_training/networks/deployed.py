@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLUMN_GROUPS = 4
-FORMS = ('input', 'volume', 'scale', 'regression', 'upsampling', 'confidence')
+FORMS = ('input', 'volume', 'scale', 'regression', 'costs', 'upsampling', 'confidence')
 
 _left_out: frozenset[str] = frozenset()
 
@@ -187,6 +187,42 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     within = window.sum(1, keepdim=True)
     expected = (window * hypotheses.view(1, -1, 1, 1)).sum(1, keepdim=True) / within
     return expected, within / likelihood.sum(1, keepdim=True)
+
+
+def local_costs(left: Tensor, right: Tensor, whole: Tensor, reach: int) -> Tensor:
+    """`kestrel.local_costs` with few and long rows to read, and no sum over an axis within.
+
+    (B, C, 2 h, 2 w) twice and (B, 1, h, w) to (B, (2 reach + 1) C, h, w). A table's row has two
+    columns of both lines of a cell, so that three of them are what five steps need; a runtime
+    reads rows one by one whatever their length, and sums over inner axes by a reference kernel.
+    """
+    batch, channels, height, width = left.shape
+    rows, columns = height // 2, width // 2
+
+    def lines_together(view: Tensor) -> Tensor:
+        lines = view.permute(0, 2, 3, 1).reshape(batch, rows, 2, width, channels)
+        return torch.cat((lines[:, :, 0], lines[:, :, 1]), 3)
+
+    own = lines_together(left).reshape(batch, rows, columns, 4 * channels)
+    own_first, own_second = own.split(2 * channels, 3)
+    # One column more on either side: beyond them all are alike.
+    table = lines_together(right)
+    table = torch.cat((table[:, :, :1], table), 2)
+    after = torch.cat((table[:, :, 1:], table[:, :, -1:]), 2)
+    table = torch.cat((table, after), 3).reshape(batch * rows * (width + 1), 4 * channels)
+    pairs = torch.arange(0, 2 * reach + 2, 2, device=left.device) - reach + 1
+    first = 2 * torch.arange(columns, device=left.device)
+    place = first.view(1, 1, -1, 1) - whole[:, 0].to(first.dtype).unsqueeze(3) + pairs
+    line = torch.arange(batch * rows, device=left.device).view(batch, rows, 1, 1) * (width + 1)
+    index = (line + place.clamp(0, width)).flatten()
+    seen = table[index].reshape(batch, rows, columns, (reach + 1) * 4 * channels)
+    taps = seen.split(2 * channels, 3)
+    costs = [
+        (own_first - taps[reach - k]).abs() + (own_second - taps[reach - k + 1]).abs()
+        for k in range(-reach, reach + 1)
+    ]
+    costs = [part[..., :channels] + part[..., channels:] for part in costs]
+    return torch.cat(costs, 3).permute(0, 3, 1, 2)
 
 
 def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
       volume    -> cosine correlation (B, D, H/4, W/4), D = max_disparity_px / 4
       aggregate -> logits (B, D, H/4, W/4) = U-Net(volume, left context) + s * volume
       regress   -> soft-argmax in a window of +-2 bins round the best hypothesis
+      refine    -> if asked for: within a bin, by comparing stems at the answer
       upsample  -> convex combination of the 3x3 coarse neighbours (RAFT, Teed and Deng 2020)
     disparity, confidence (B, H, W)
 
@@ -44,6 +45,8 @@ from stereo_kd_training.networks.base import (
 from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
 CELLS_PX = (6, 5, 4, 3, 2)
+REFINED_STEPS = 2
+FARTHEST_NEIGHBOUR = 4.0
 
 
 def conv_bn(
@@ -235,6 +238,113 @@ class _Scale(nn.Module):
         return scale * volume.float()
 
 
+class Refinement(nn.Module):
+    """Disparity within a cell, from what half the resolution shows round the answer.
+
+    A bin is four pixels wide, and what lies between two bins was told by features of cells. Here
+    stems of both views, at 1/2, are compared at the answer and two pixels of theirs to both
+    sides (the second stage of a cascade: Gu et al., CVPR 2020, with a step of half a bin). The
+    right pixels of a cell lie at whole offsets from the left ones, so nothing is interpolated:
+    they are rows of a table that one Gather reads. The answers of the eight cells round it say how
+    the surface lies (as do the slanted tiles of HITNet, Tankovich et al., CVPR 2021).
+
+    Args:
+        stem: channels of the stems.
+        context: channels of what is known of the left cells.
+        channels: compared ones.
+        width: of the layers that read the comparisons.
+        blocks: inverted residuals.
+    """
+
+    def __init__(self, stem: int, context: int, channels: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(stem, channels, 1)
+        steps = 2 * REFINED_STEPS + 1
+        self.enter = conv_bn(steps * channels + context + 10, width, 1)
+        self.body = _stage(width, width, 1, blocks, 2)
+        self.offset = nn.Conv2d(width, 1, 1)
+        # As if it were not there, until it is trained.
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(
+        self, stems: Tensor, context: Tensor, whole: Tensor, rest: Tensor, mass: Tensor
+    ) -> Tensor:
+        """What to add to `rest`.
+
+        Args:
+            stems: (2 B, s, 2 h, 2 w) of both views.
+            context: (B, c, h, w).
+            whole: (B, 1, h, w) disparity in pixels of the stems, whole numbers.
+            rest: (B, 1, h, w) the answer less `whole`.
+            mass: (B, 1, h, w) probability of the answer.
+
+        Returns:
+            (B, 1, h, w) in pixels of the stems.
+        """
+        left, right = split_views(self.project(stems))
+        if deployed.deployed('costs'):
+            costs = deployed.local_costs(left, right, whole, REFINED_STEPS)
+        else:
+            costs = local_costs(left, right, whole)
+        known = torch.cat((costs, context, rest, mass, neighbourhood(whole, rest)), 1)
+        return self.offset(self.body(self.enter(known)))
+
+
+@opaque()
+def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
+    """How far the answers of eight cells are from that of the one between them.
+
+    Whole numbers and what is left of them are subtracted apart: both are exact in BF16, in which
+    their sum is known to half a pixel of a hundred only.
+
+    Args:
+        whole, rest: (B, 1, h, w), see `Refinement.forward`.
+
+    Returns:
+        (B, 8, h, w), not beyond +-`FARTHEST_NEIGHBOUR`.
+    """
+    height, width = whole.shape[2:]
+    padded = [F.pad(values, (1, 1, 1, 1), mode='replicate') for values in (whole, rest)]
+    steps = []
+    for y, x in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)):
+        window = (..., slice(y, y + height), slice(x, x + width))
+        step = (padded[0][window] - whole) + (padded[1][window] - rest)
+        steps.append(step.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR))
+    return torch.cat(steps, 1)
+
+
+@opaque()
+def local_costs(left: Tensor, right: Tensor, whole: Tensor) -> Tensor:
+    """|left(x) - right(x - whole - k)|, summed over cells of 2x2, k = -REFINED_STEPS .. .
+
+    Args:
+        left, right: (B, C, 2 h, 2 w).
+        whole: (B, 1, h, w) whole numbers.
+
+    Returns:
+        (B, (2 REFINED_STEPS + 1) C, h, w). Beyond the sides the outermost pixel counts.
+    """
+    batch, channels, height, width = left.shape
+    reach = REFINED_STEPS
+    rows, columns = height // 2, width // 2
+    device = left.device
+    taps = torch.arange(-reach, reach + 2, device=device)
+    first = 2 * torch.arange(columns, device=device)
+    # (B, h, 1, w, taps): columns of the right view
+    place = (first.view(1, 1, columns, 1) - whole[:, 0].to(first.dtype).unsqueeze(3)) + taps
+    place = place.clamp(0, width - 1).unsqueeze(2)
+    line = torch.arange(batch * height, device=device).view(batch, rows, 2, 1, 1) * width
+    table = right.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    seen = table[(line + place).flatten()].view(batch, rows, 2, columns, len(taps), channels)
+    own = left.permute(0, 2, 3, 1).reshape(batch, rows, 2, columns, 2, channels)
+    costs = [
+        (own - seen[:, :, :, :, reach - k : reach - k + 2]).abs().sum((2, 4))
+        for k in range(-reach, reach + 1)
+    ]
+    return torch.cat(costs, 3).permute(0, 3, 1, 2)
+
+
 @opaque()
 def convex_upsample(
     coarse: Tensor, weights: Tensor | list[Tensor], factors: tuple[int, int]
@@ -316,6 +426,7 @@ class Kestrel(StereoNetwork):
         cell_height_px: pixels of the images per cell in height, 2 to 6; as many as in width if
             not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
+        refined: (channels compared, width, blocks) of a `Refinement`; none if not given.
     """
 
     source = 'this project'
@@ -334,6 +445,7 @@ class Kestrel(StereoNetwork):
         calibrated: bool = False,
         cell_px: int = 4,
         cell_height_px: int | None = None,
+        refined: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         # height and width
@@ -364,6 +476,7 @@ class Kestrel(StereoNetwork):
         self.upsampling = nn.Sequential(
             conv_bn(guide + aggregation[0], 48, 1), _ConvexWeights(48, 9 * math.prod(self.cell), 1)
         )
+        self.refinement = Refinement(stem, guide + aggregation[0], *refined) if refined else None
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
@@ -413,7 +526,10 @@ class Kestrel(StereoNetwork):
                 parts = weight.reshape(9, *cell, -1).permute(0, 3, 1, 2)
                 parts = F.interpolate(parts, self.cell, mode='bilinear', align_corners=False)
                 state[name] = parts.permute(0, 2, 3, 1).reshape(-1, *weight.shape[1:])
-        return enlarged(state, self.state_dict())
+        own = self.state_dict()
+        # A refinement that is new changes nothing yet.
+        new = {k: v for k, v in own.items() if k.startswith('refinement.') and k not in state}
+        return enlarged({**state, **new}, own)
 
     def _cell_of(self, area: int, hypotheses: int) -> tuple[int, int]:
         """Height and width of the cells of a network of which only its weights are known.
@@ -461,7 +577,8 @@ class Kestrel(StereoNetwork):
             F.normalize(features_left, dim=1), F.normalize(features_right, dim=1), self.hypotheses
         )
         residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
-        weights = self.upsampling(torch.cat((self.guide(stem_left), x4), 1))
+        context = torch.cat((self.guide(stem_left), x4), 1)
+        weights = self.upsampling(context)
         # the meta device, on which complexity is counted, has no autocast of its own
         device_type = 'cpu' if left.is_meta else left.device.type
         with torch.autocast(device_type, enabled=False):
@@ -470,6 +587,14 @@ class Kestrel(StereoNetwork):
             spelt_out = deployed.deployed('regression')
             regress = deployed.window_regression if spelt_out else window_regression
             coarse, mass = regress(logits, self.bins, radius)
+        refined = {}
+        if self.refinement is not None:
+            refined['unrefined'] = cell * coarse
+            # A cell has two pixels of the stems.
+            whole = (2 * coarse.detach()).round()
+            offset = self.refinement(stems, context, whole, 2 * coarse - whole, mass)
+            coarse = coarse + offset.float() / 2
+        with torch.autocast(device_type, enabled=False):
             # In nine parts they are traced, outside of autocast.
             convex = weights if isinstance(weights, list) else weights.float()
             disparity = convex_upsample(cell * coarse, convex, self.cell)[:, 0]
@@ -498,6 +623,7 @@ class Kestrel(StereoNetwork):
                 'volume': volume,
                 'coarse': cell * coarse,
                 'confidence': confidence,
+                **refined,
             },
         )
 

@@ -1,0 +1,202 @@
+# Copyright 2026 The stereo_kd_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kestrel's refinement: what it compares, what it changes, how it is trained and shipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='training needs torch')
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from tiny_kestrel import TINY  # noqa: E402
+
+from stereo_kd_training.complexity import complexity  # noqa: E402
+from stereo_kd_training.export import export_network  # noqa: E402
+from stereo_kd_training.networks import create, deployed  # noqa: E402
+from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    FARTHEST_NEIGHBOUR,
+    REFINED_STEPS,
+    local_costs,
+    neighbourhood,
+    with_cells,
+)
+from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
+from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
+from stereo_kd_training.train import (  # noqa: E402
+    LossWeights,
+    Trainer,
+    TrainingConfig,
+    TrainingError,
+    supervised_loss,
+)
+
+REFINED = {**TINY, 'refined': (4, 8, 1)}
+STEPS = range(-REFINED_STEPS, REFINED_STEPS + 1)
+
+
+def refined(**options):
+    """A tiny network whose refinement says something."""
+    torch.manual_seed(3)
+    network = create('kestrel', **{**REFINED, **options}).eval()
+    torch.nn.init.normal_(network.refinement.offset.weight, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize('wrong_by', [-1, 0, 2])
+def test_costs_vanish_at_the_shift_of_a_texture(wrong_by):
+    texture = torch.rand(2, 3, 8, 90)
+    shift = 12
+    left, right = texture[..., :60], texture[..., shift : shift + 60]
+    costs = local_costs(left, right, torch.full((2, 1, 4, 30), float(shift + wrong_by)))
+    by_step = costs.view(2, len(STEPS), 3, 4, 30)[..., shift // 2 + 2 :].sum((0, 2, 3, 4))
+    assert [step for step, cost in zip(STEPS, by_step) if cost == 0] == [-wrong_by]
+
+
+def test_a_cost_is_the_difference_at_two_by_two_pixels_and_the_border_goes_on():
+    torch.manual_seed(0)
+    left, right = torch.rand(2, 1, 2, 4, 6)
+    costs = local_costs(left, right, torch.tensor([[3.0, 0, 9], [1, 2, 0]]).view(1, 1, 2, 3))
+    for row, column, whole in ((0, 0, 3), (1, 2, 0), (0, 2, 9), (1, 0, 1)):
+        for index, step in enumerate(STEPS):
+            for channel in range(2):
+                expected = sum(
+                    abs(left[0, channel, y, x] - right[0, channel, y, min(max(at, 0), 5)])
+                    for y in (2 * row, 2 * row + 1)
+                    for x in (2 * column, 2 * column + 1)
+                    for at in [x - whole - step]
+                )
+                assert costs[0, 2 * index + channel, row, column] == pytest.approx(expected.item())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 5),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+)
+def test_the_deployed_costs_are_the_same(batch, channels, rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.rand(2, batch, channels, 2 * rows, 2 * columns, generator=generator)
+    size = (batch, 1, rows, columns)
+    whole = torch.randint(-4, 2 * columns + 9, size, generator=generator).float()
+    torch.testing.assert_close(
+        deployed.local_costs(left, right, whole, REFINED_STEPS), local_costs(left, right, whole)
+    )
+
+
+def test_neighbours_of_a_plane_are_a_slope_away_and_an_edge_is_cut_off():
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing='ij')
+    plane = (40 + 0.3 * x - 0.2 * y)[None, None]
+    steps = neighbourhood(plane.round(), plane - plane.round())[0, :, 2, 3]
+    slopes = [0.3 * dx - 0.2 * dy for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy]
+    torch.testing.assert_close(steps, torch.tensor(slopes), atol=1e-5, rtol=0)
+    edge = torch.where(x > 3, 90.0, 10.0)[None, None]
+    steps = neighbourhood(edge, torch.zeros_like(edge))[0, :, 2, 3]
+    assert steps.tolist() == [
+        0,
+        0,
+        FARTHEST_NEIGHBOUR,
+        0,
+        FARTHEST_NEIGHBOUR,
+        0,
+        0,
+        FARTHEST_NEIGHBOUR,
+    ]
+
+
+def test_a_new_refinement_changes_nothing_and_takes_the_weights_of_a_network_without():
+    torch.manual_seed(1)
+    plain = create('kestrel', **TINY).eval()
+    network = create('kestrel', **REFINED).eval()
+    network.load_state_dict(network.fitted(plain.state_dict()))
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        before, after = plain(*images), network(*images)
+        torch.nn.init.constant_(network.refinement.offset.bias, 0.5)
+        moved = network(*images)
+    assert torch.equal(before.disparity, after.disparity)
+    assert torch.equal(moved.features['unrefined'], before.features['coarse'])
+    # Half a pixel of the stem, which has two pixels of the image.
+    torch.testing.assert_close(moved.disparity, before.disparity + 1.0)
+
+
+def test_the_loss_is_of_what_a_refinement_can_mend():
+    network = refined().train()
+    output = network(*torch.rand(2, 1, 3, 64, 96))
+    weights = LossWeights(cross_entropy=0, disparity=0, coarse=0, confidence=0, refined=1)
+    before = output.features['unrefined'].detach()[:, 0] + 0.5
+    near = before.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    far = torch.where(torch.arange(96) < 48, near, near + 40)
+    loss, terms = supervised_loss(output, near, weights)
+    assert set(terms) == {'refined'} and loss > 0
+    only_far, _ = supervised_loss(output, near + 40, weights)
+    assert only_far == 0
+    half, _ = supervised_loss(output, far, weights)
+    assert 0 < half < 3 * loss
+    loss.backward()
+    assert network.refinement.project.weight.grad.abs().sum() > 0
+
+
+class _Shifted:
+    """Textures four pixels apart."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        from types import SimpleNamespace
+
+        texture = np.random.default_rng(index).integers(0, 256, (64, 140, 3), np.uint8)
+        truth = np.full((64, 128), 4, np.float32)
+        return SimpleNamespace(left=texture[:, :128], right=texture[:, 4:132], disparity=truth)
+
+
+def test_only_the_named_parts_learn(tmp_path):
+    fields = {'crop_height': 64, 'crop_width': 96, 'batch_size': 2, 'steps': 3}
+    fields |= {'network': 'kestrel', 'options': REFINED, 'precision': 'no'}
+    fields |= {'peak_learning_rate': 0.05, 'loss': LossWeights(disparity=1.0)}
+    config = TrainingConfig(**fields, trained=['refinement'])
+    trainer = Trainer(config, tmp_path / 'run', _Shifted())
+    before = {k: v.clone() for k, v in trainer.plain_network.state_dict().items()}
+    trainer.run()
+    changed = {
+        name.split('.')[0]
+        for name, value in trainer.plain_network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {'refinement'}
+    with pytest.raises(TrainingError, match="'refine_ment'; it has aggregation"):
+        Trainer(TrainingConfig(**fields, trained=['refine_ment']), tmp_path / 'no', _Shifted())
+
+
+@pytest.mark.parametrize('cell', [(4, 4), (6, 3)])
+def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell):
+    options = {'max_disparity_px': 12 * cell[1], 'cell_px': cell[1], 'cell_height_px': cell[0]}
+    network = refined(**options)
+    size = tuple(2 * stride for stride in network.strides)
+    (parity,) = export_network(network, tmp_path / 'x.onnx', tolerance_px=0.01, sizes=(size,))
+    assert parity.off_fraction < 0.01
+    again = load_shipped(tmp_path / 'x.onnx')
+    assert again.configuration['options']['refined'] == [4, 8, 1]
+    other = with_cells(again, cell[1], 4)
+    assert torch.equal(other.refinement.offset.weight, again.refinement.offset.weight), (
+        'it looks at cells of the resized images, whatever they are in pixels'
+    )
+
+
+def test_it_is_counted_and_can_be_pruned():
+    plain = complexity(create('kestrel', **TINY), 64, 96)
+    network = refined()
+    with_it = complexity(network, 64, 96)
+    assert plain.macs < with_it.macs and plain.parameters < with_it.parameters
+    report = prune_to_ratio(network, 0.5, round_to=4)
+    assert 'refinement' in {name.split('.')[0] for name in report.groups}
+    with torch.no_grad():
+        answer = network(*torch.rand(2, 1, 3, 64, 96))
+    assert torch.isfinite(answer.disparity).all()
+    assert complexity(network, 64, 96).macs < with_it.macs
