@@ -13,15 +13,17 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 
+from stereo_kd_ros.model import read_manifest  # noqa: E402
 from stereo_kd_training.complexity import complexity  # noqa: E402
-from stereo_kd_training.export import export_network  # noqa: E402
-from stereo_kd_training.networks import create, deployed  # noqa: E402
+from stereo_kd_training.export import build_manifest, export_again, export_network  # noqa: E402
+from stereo_kd_training.networks import NetworkError, create, deployed  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
     FARTHEST_NEIGHBOUR,
     REFINED_STEPS,
     local_costs,
     neighbourhood,
     with_cells,
+    with_refinement,
 )
 from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
 from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
@@ -187,6 +189,46 @@ def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell):
     assert torch.equal(other.refinement.offset.weight, again.refinement.offset.weight), (
         'it looks at cells of the resized images, whatever they are in pixels'
     )
+
+
+def test_a_file_takes_the_refinement_of_another(tmp_path):
+    torch.manual_seed(5)
+    plain, other = create('kestrel', **TINY).eval(), refined()
+    manifest = build_manifest(plain, 'plain', version='0.3.0', training_data=[{'source': 'a'}])
+    size = ((64, 96),)
+    export_network(plain, tmp_path / 'plain.onnx', manifest, sizes=size)
+    manifest = build_manifest(other, 'other', version='0.2.0', training_data=[{'source': 'b'}])
+    export_network(other, tmp_path / 'other.onnx', manifest, sizes=size)
+    export_again(
+        tmp_path / 'plain.onnx',
+        tmp_path / 'both.onnx',
+        version='0.4.0',
+        refined_by=tmp_path / 'other.onnx',
+    )
+    both = load_shipped(tmp_path / 'both.onnx')
+    found = read_manifest(tmp_path / 'both.onnx')
+    assert (found.name, found.version, found.extra['refined_by']) == (
+        'plain',
+        '0.4.0',
+        'other 0.2.0',
+    )
+    assert [entry['source'] for entry in found.training_data] == ['a', 'b']
+    assert found.macs_640x480 == complexity(both).macs
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        answer, before = both(*images), plain(*images)
+    torch.testing.assert_close(answer.features['unrefined'], before.features['coarse'])
+    assert (answer.disparity - before.disparity).abs().max() > 0.01
+
+
+def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
+    plain = create('kestrel', **TINY)
+    with pytest.raises(NetworkError, match='has no refinement'):
+        with_refinement(plain, create('kestrel', **TINY))
+    with pytest.raises(NetworkError, match='another stem'):
+        with_refinement(create('kestrel', **{**TINY, 'stem': 16}), refined())
+    with pytest.raises(NetworkError, match='only a Kestrel'):
+        with_refinement(create('anynet', max_disparity_px=64), refined())
 
 
 def test_it_is_counted_and_can_be_pruned():

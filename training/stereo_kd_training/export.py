@@ -162,12 +162,13 @@ def export_again(
     share: float = 1.0,
     mix: Callable[[Path, StereoNetwork, float], StereoNetwork] | None = None,
     version: str | None = None,
+    refined_by: Path | None = None,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
     Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
-    another than 1, there are other `cells` or the weights are mixed: then figures and
-    calibration of the source are left out, being another's.
+    another than 1, there are other `cells`, the weights are mixed or a refinement is taken over:
+    then figures and calibration of the source are left out, being another's.
 
     Args:
         source: a file of `export_network`.
@@ -179,20 +180,21 @@ def export_again(
         share: of the weights that are the source's.
         mix: makes a network of that file, the source's network in its cells, and the share.
         version: of the new file; the source's without.
+        refined_by: another file, whose refinement is taken and whose training data count too.
 
     Raises:
         ShippedModelError: no network can be rebuilt from the source.
-        NetworkError: it has no temperature, or no cells that can be changed.
+        NetworkError: it has no temperature, no cells that can be changed, or takes no refinement.
         ExportError: as of `export_network`.
     """
     from stereo_kd_ros.model import read_manifest
     from stereo_kd_training.complexity import complexity
-    from stereo_kd_training.networks.kestrel import with_cells
+    from stereo_kd_training.networks.kestrel import with_cells, with_refinement
     from stereo_kd_training.networks.shipped import load_shipped
 
     network = load_shipped(source)
     manifest = read_manifest(source)
-    if temperature != 1.0 or cells is not None or mixed_with is not None:
+    if temperature != 1.0 or cells is not None or mixed_with is not None or refined_by is not None:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
         manifest = replace(manifest, metrics={}, extra=extra)
     if cells is not None:
@@ -205,6 +207,16 @@ def export_again(
         other = read_manifest(mixed_with)
         manifest.extra['mixed_with'] = f'{other.name} {other.version}'
         manifest.extra['share'] = share
+    if refined_by is not None:
+        network = with_refinement(network, load_shipped(refined_by))
+        data = manifest.training_data
+        manifest = replace(
+            manifest,
+            training_data=data + earlier_sources(refined_by, data),
+            macs_640x480=complexity(network).macs,
+        )
+        other = read_manifest(refined_by)
+        manifest.extra['refined_by'] = f'{other.name} {other.version}'
     if temperature != 1.0:
         network.temper(temperature)
         before = manifest.extra.get('temperature', 1.0)

@@ -158,6 +158,10 @@ def export(
         int | None,
         typer.Option(min=2, max=6, help='Their height, if not their width: 6 is much faster.'),
     ] = None,
+    refined_by: Annotated[
+        Path | None,
+        typer.Option(help='Of a file: another of its family, whose refinement it takes over.'),
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help='Who taught it, for the manifest.')] = None,
     metrics: Annotated[
         Path | None, typer.Option(help='JSON of the evaluate command, for the manifest.')
@@ -203,9 +207,12 @@ def export(
             share=share,
             mix=_part_of_the_way,
             version=version,
+            refined_by=refined_by,
         )
         _print_parities(parities, out)
         return
+    if refined_by is not None:
+        raise TrainingError('--refined-by is for files; export the run first')
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
     if share < 1:

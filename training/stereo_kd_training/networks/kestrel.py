@@ -28,6 +28,7 @@ distribution that sub-pixel stereo needs at depth edges.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -657,3 +658,39 @@ def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None 
     other = create(configuration['name'], **options)
     other.load_state_dict(other.fitted(network.state_dict()))
     return other.eval()
+
+
+def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
+    """The same weights and the refinement of another network, which reads stems like its own.
+
+    Networks that share an ancestor have stems so alike that a refinement serves them all. A
+    confidence that was calibrated is that of the answers before; calibrate again.
+
+    Args:
+        network: a `Kestrel`, with a refinement that is replaced or without.
+        other: a `Kestrel` with one.
+
+    Returns:
+        a new network in eval mode.
+
+    Raises:
+        NetworkError: `other` has no refinement, or its stem or context have other channels.
+    """
+    from stereo_kd_training.networks import build
+
+    if not isinstance(network, Kestrel) or not isinstance(other, Kestrel):
+        raise NetworkError('only a Kestrel has a refinement, and only a Kestrel can take one')
+    if other.refinement is None:
+        raise NetworkError(f'the other network ({other.configuration["name"]}) has no refinement')
+    configuration = copy.deepcopy(network.configuration)
+    configuration['options']['refined'] = other.configuration['options']['refined']
+    refined = build(configuration)
+    weights = {
+        **refined.fitted(network.state_dict()),
+        **{f'refinement.{k}': v for k, v in other.refinement.state_dict().items()},
+    }
+    try:
+        refined.load_state_dict(weights)
+    except RuntimeError as error:
+        raise NetworkError(f'the refinement is of a network with another stem: {error}') from error
+    return refined.eval()
