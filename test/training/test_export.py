@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip('torch', reason='training needs torch')
@@ -23,6 +24,7 @@ from stereo_kd_training.export import (  # noqa: E402
     build_manifest,
     check_parity,
     example_pair,
+    export_again,
     export_network,
     training_sources,
 )
@@ -246,3 +248,29 @@ def test_two_files_may_be_mixed(network, tmp_path):
     # a file's norms are gauged anew by what its network sees, which cells change
     torch.testing.assert_close(logits['same'], expected, atol=0.03, rtol=0.01)
     assert (logits['other'] - expected).abs().max() > 0.3
+
+
+def test_weights_in_half_precision_halve_the_file_and_not_the_answer(tmp_path):
+    torch.manual_seed(0)
+    options = {**TINY, 'aggregation': (32, 64, 64, 64), 'encoder': (32, 64, 64)}
+    network = create('kestrel', **options).eval()
+    whole, half = tmp_path / 'whole.onnx', tmp_path / 'half.onnx'
+    export_network(network, whole, sizes=((64, 96),))
+    export_again(whole, half, half_weights=True)
+    saved = whole.stat().st_size - half.stat().st_size
+    large = sum(p.numel() for p in network.parameters() if p.ndim == 4 and p.numel() >= 4096)
+    assert saved == pytest.approx(2 * large, rel=0.1)
+    left, right = example_pair(70, 101)
+    answers = [
+        onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider']).run(
+            ['disparity'], {'left': left, 'right': right}
+        )[0]
+        for file in (whole, half)
+    ]
+    assert 0 < np.abs(answers[0] - answers[1]).mean() < 0.02
+    # What was rounded once is not rounded again, and can be trained on.
+    again = load_shipped(half)
+    export_again(half, tmp_path / 'again.onnx', half_weights=True)
+    assert read_manifest(half).version == read_manifest(tmp_path / 'again.onnx').version
+    for name, value in load_shipped(tmp_path / 'again.onnx').state_dict().items():
+        torch.testing.assert_close(value, again.state_dict()[name], rtol=1e-4, atol=1e-4)

@@ -45,6 +45,7 @@ from stereo_kd_training.networks.contract import ContractModel
 
 OPSET = 17
 PARITY_TOLERANCE_PX = 0.05
+SMALLEST_HALVED = 4096
 PARITY_SIZES = ((192, 256), (250, 330), (240, 427), (375, 621))
 
 
@@ -163,6 +164,7 @@ def export_again(
     mix: Callable[[Path, StereoNetwork, float], StereoNetwork] | None = None,
     version: str | None = None,
     refined_by: Path | None = None,
+    half_weights: bool = False,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
 
@@ -181,6 +183,7 @@ def export_again(
         mix: makes a network of that file, the source's network in its cells, and the share.
         version: of the new file; the source's without.
         refined_by: another file, whose refinement is taken and whose training data count too.
+        half_weights: as of `store_halves`.
 
     Raises:
         ShippedModelError: no network can be rebuilt from the source.
@@ -232,7 +235,56 @@ def export_again(
         exporter=now.exporter,
         opset=now.opset,
     )
-    return export_network(network, path, manifest, fixed_size=fixed_size)
+    return export_network(
+        network, path, manifest, fixed_size=fixed_size, half_weights=half_weights
+    )
+
+
+def store_halves(path: Path | str) -> None:
+    """Keep the weights of large convolutions in half precision, for a file of half the size.
+
+    They are made single again when the file is opened: arithmetic and speed stay, answers move by
+    what 11 bits of a weight are worth.
+
+    Raises:
+        ExportError: more than one pixel in a hundred moves by more than `PARITY_TOLERANCE_PX`.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    weights = {node.input[1] for node in graph.node if node.op_type == 'Conv'}
+    casts = []
+    for item in graph.initializer:
+        if item.data_type != TensorProto.FLOAT or item.name not in weights:
+            continue
+        value = numpy_helper.to_array(item)
+        if value.size < SMALLEST_HALVED:
+            continue
+        name, stored = item.name, f'{item.name}_half'
+        item.CopyFrom(numpy_helper.from_array(value.astype(np.float16), stored))
+        casts.append(
+            helper.make_node('Cast', [stored], [name], f'/{stored}', to=TensorProto.FLOAT)
+        )
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    pair = dict(zip(('left', 'right'), example_pair(*PARITY_SIZES[-1])))
+    before = quiet_session(path).run(['disparity'], pair)[0]
+    partial = Path(path).with_suffix('.half')
+    try:
+        onnx.save(model, str(partial))
+        after = quiet_session(partial).run(['disparity'], pair)[0]
+        moved = float((np.abs(after - before) > PARITY_TOLERANCE_PX).mean())
+        if moved > 0.01:
+            raise ExportError(
+                f'{100 * moved:.1f} % of pixels move by more than {PARITY_TOLERANCE_PX} px with '
+                'weights in half precision, allowed 1 %; export without --half-weights'
+            )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_parity(
@@ -296,6 +348,7 @@ def export_network(
     tolerance_px: float = PARITY_TOLERANCE_PX,
     sizes: Sequence[tuple[int, int]] = PARITY_SIZES,
     fixed_size: tuple[int, int] | None = None,
+    half_weights: bool = False,
 ) -> list[Parity]:
     """Write `network` to `path` and prove that ONNX Runtime answers what PyTorch answers.
 
@@ -306,6 +359,7 @@ def export_network(
         tolerance_px: largest allowed difference of disparity.
         sizes: (height, width) probed, multiples of the stride and others.
         fixed_size: (height, width) of a static variant, for builders that need one.
+        half_weights: as of `store_halves`, once parity has been proven without it.
 
     Raises:
         ExportError: the exporter failed, or a probed size is off by more than the tolerance.
@@ -350,6 +404,8 @@ def export_network(
                 f'({100 * worst.off_fraction:.3f} % of pixels), allowed {tolerance_px} px; '
                 'nothing was written. Look for an operator traced with a fixed size.'
             )
+        if half_weights:
+            store_halves(partial)
         os.replace(partial, path)
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         if isinstance(error, ExportError):

@@ -119,6 +119,10 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Ten
         item.name: torch.from_numpy(np.array(numpy_helper.to_array(item)))
         for item in graph.initializer
     }
+    # Weights stored in half precision are made single by a Cast.
+    for node in graph.node:
+        if node.op_type == 'Cast' and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]].float()
     prefix = _SCOPE.strip('/') + '.'
     named = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     found: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
