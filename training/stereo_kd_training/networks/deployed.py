@@ -189,10 +189,10 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     return expected, within / likelihood.sum(1, keepdim=True)
 
 
-def local_costs(left: Tensor, right: Tensor, whole: Tensor, reach: int) -> Tensor:
+def local_costs(left: Tensor, right: Tensor, whole: Tensor, reach: int) -> list[Tensor]:
     """`kestrel.local_costs` with few and long rows to read, and no sum over an axis within.
 
-    (B, C, 2 h, 2 w) twice and (B, 1, h, w) to (B, (2 reach + 1) C, h, w). A table's row has two
+    (B, C, 2 h, 2 w) twice and (B, 1, h, w) to 2 reach + 1 of (B, C, h, w). A table's row has two
     columns of both lines of a cell, so that three of them are what five steps need; a runtime
     reads rows one by one whatever their length, and sums over inner axes by a reference kernel.
     """
@@ -221,8 +221,7 @@ def local_costs(left: Tensor, right: Tensor, whole: Tensor, reach: int) -> Tenso
         (own_first - taps[reach - k]).abs() + (own_second - taps[reach - k + 1]).abs()
         for k in range(-reach, reach + 1)
     ]
-    costs = [part[..., :channels] + part[..., channels:] for part in costs]
-    return torch.cat(costs, 3).permute(0, 3, 1, 2)
+    return [(part[..., :channels] + part[..., channels:]).permute(0, 3, 1, 2) for part in costs]
 
 
 def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:

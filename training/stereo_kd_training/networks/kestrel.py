@@ -287,8 +287,8 @@ class Refinement(nn.Module):
         if deployed.deployed('costs'):
             costs = deployed.local_costs(left, right, whole, REFINED_STEPS)
         else:
-            costs = local_costs(left, right, whole)
-        known = torch.cat((costs, context, rest, mass, neighbourhood(whole, rest)), 1)
+            costs = [local_costs(left, right, whole)]
+        known = torch.cat((*costs, context, rest, mass, neighbourhood(whole, rest)), 1)
         return self.offset(self.body(self.enter(known)))
 
 
