@@ -220,6 +220,20 @@ def test_a_file_takes_the_refinement_of_another(tmp_path):
     assert (answer.disparity - before.disparity).abs().max() > 0.01
 
 
+def test_a_wider_network_is_refined_as_the_one_that_it_was_made_of():
+    narrow = refined()
+    plain = create('kestrel', **TINY).eval()
+    weights = {k: v for k, v in narrow.state_dict().items() if not k.startswith('refinement.')}
+    plain.load_state_dict(weights)
+    wide = create('kestrel', **{**TINY, 'aggregation': (24, 16, 16, 16)}).eval()
+    wide.load_state_dict(wide.fitted(plain.state_dict()))
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            with_refinement(wide, narrow)(*images).disparity, narrow(*images).disparity
+        )
+
+
 def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
     plain = create('kestrel', **TINY)
     with pytest.raises(NetworkError, match='has no refinement'):

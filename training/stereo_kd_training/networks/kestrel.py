@@ -663,8 +663,9 @@ def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None 
 def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
     """The same weights and the refinement of another network, which reads stems like its own.
 
-    Networks that share an ancestor have stems so alike that a refinement serves them all. A
-    confidence that was calibrated is that of the answers before; calibrate again.
+    Networks that share an ancestor have stems so alike that a refinement serves them all, and one
+    that was made wider (`enlarged`) has its new channels last: the refinement does not read them.
+    A confidence that was calibrated is that of the answers before; calibrate again.
 
     Args:
         network: a `Kestrel`, with a refinement that is replaced or without.
@@ -685,10 +686,16 @@ def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
     configuration = copy.deepcopy(network.configuration)
     configuration['options']['refined'] = other.configuration['options']['refined']
     refined = build(configuration)
-    weights = {
-        **refined.fitted(network.state_dict()),
-        **{f'refinement.{k}': v for k, v in other.refinement.state_dict().items()},
-    }
+    weights = refined.fitted(network.state_dict())
+    for key, value in other.refinement.state_dict().items():
+        weights[f'refinement.{key}'] = value
+    enter = 'refinement.enter.0.weight'
+    more = refined.state_dict()[enter].shape[1] - weights[enter].shape[1]
+    if more > 0:
+        # Behind the context come what is left, the mass and eight neighbours.
+        known, own = weights[enter].split((weights[enter].shape[1] - 10, 10), 1)
+        nothing = torch.zeros_like(known[:, :1]).repeat_interleave(more, 1)
+        weights[enter] = torch.cat((known, nothing, own), 1)
     try:
         refined.load_state_dict(weights)
     except RuntimeError as error:
