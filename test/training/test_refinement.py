@@ -126,6 +126,26 @@ def test_a_new_refinement_changes_nothing_and_takes_the_weights_of_a_network_wit
     torch.testing.assert_close(moved.disparity, before.disparity + 1.0)
 
 
+def test_a_second_pass_looks_where_the_first_has_arrived():
+    network = refined()
+    torch.nn.init.constant_(network.refinement.offset.bias, 1.3)
+    twice = with_refinement(network, network, 2)
+    seen = []
+    network.refinement.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        first, second = (one(*images).features['coarse'] for one in (network, twice))
+        stems, context, answer, mass, passes = seen[0]
+        arrived = twice.refinement(stems, context, answer, mass)
+        expected = twice.refinement(stems, context, arrived, mass)
+    assert passes == 1
+    # A cell of four pixels has two of the stems.
+    torch.testing.assert_close(first, 2 * arrived)
+    torch.testing.assert_close(second, 2 * expected)
+    with pytest.raises(NetworkError, match='refined_passes is 0'):
+        create('kestrel', **REFINED, refined_passes=0)
+
+
 def test_the_loss_is_of_what_a_refinement_can_mend():
     network = refined().train()
     output = network(*torch.rand(2, 1, 3, 64, 96))

@@ -164,6 +164,7 @@ def export_again(
     mix: Callable[[Path, StereoNetwork, float], StereoNetwork] | None = None,
     version: str | None = None,
     refined_by: Path | None = None,
+    passes: int | None = None,
     half_weights: bool = False,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
@@ -183,6 +184,7 @@ def export_again(
         mix: makes a network of that file, the source's network in its cells, and the share.
         version: of the new file; the source's without.
         refined_by: another file, whose refinement is taken and whose training data count too.
+        passes: how often the refinement is asked.
         half_weights: as of `store_halves`.
 
     Raises:
@@ -197,7 +199,9 @@ def export_again(
 
     network = load_shipped(source)
     manifest = read_manifest(source)
-    if temperature != 1.0 or cells is not None or mixed_with is not None or refined_by is not None:
+    if temperature != 1.0 or any(
+        change is not None for change in (cells, mixed_with, refined_by, passes)
+    ):
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
         manifest = replace(manifest, metrics={}, extra=extra)
     if cells is not None:
@@ -210,8 +214,11 @@ def export_again(
         other = read_manifest(mixed_with)
         manifest.extra['mixed_with'] = f'{other.name} {other.version}'
         manifest.extra['share'] = share
+    if passes is not None and refined_by is None:
+        network = with_refinement(network, network, passes)
+        manifest = replace(manifest, macs_640x480=complexity(network).macs)
     if refined_by is not None:
-        network = with_refinement(network, load_shipped(refined_by))
+        network = with_refinement(network, load_shipped(refined_by), passes)
         data = manifest.training_data
         manifest = replace(
             manifest,

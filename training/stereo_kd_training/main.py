@@ -162,6 +162,10 @@ def export(
         Path | None,
         typer.Option(help='Of a file: another of its family, whose refinement it takes over.'),
     ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help='Of a file: how often its refinement is asked; 2 is better.'),
+    ] = None,
     half_weights: Annotated[
         bool, typer.Option(help='Store them in half precision: half the file, the same speed.')
     ] = False,
@@ -211,12 +215,13 @@ def export(
             mix=_part_of_the_way,
             version=version,
             refined_by=refined_by,
+            passes=passes,
             half_weights=half_weights,
         )
         _print_parities(parities, out)
         return
-    if refined_by is not None:
-        raise TrainingError('--refined-by is for files; export the run first')
+    if refined_by is not None or passes is not None:
+        raise TrainingError('--refined-by and --passes are for files; export the run first')
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
     if share < 1:

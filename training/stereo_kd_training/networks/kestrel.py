@@ -269,27 +269,36 @@ class Refinement(nn.Module):
         nn.init.zeros_(self.offset.bias)
 
     def forward(
-        self, stems: Tensor, context: Tensor, whole: Tensor, rest: Tensor, mass: Tensor
+        self, stems: Tensor, context: Tensor, answer: Tensor, mass: Tensor, passes: int = 1
     ) -> Tensor:
-        """What to add to `rest`.
+        """A better answer.
 
         Args:
             stems: (2 B, s, 2 h, 2 w) of both views.
             context: (B, c, h, w).
-            whole: (B, 1, h, w) disparity in pixels of the stems, whole numbers.
-            rest: (B, 1, h, w) the answer less `whole`.
-            mass: (B, 1, h, w) probability of the answer.
+            answer: (B, 1, h, w) disparity in pixels of the stems.
+            mass: (B, 1, h, w) its probability.
+            passes: how often; each looks where the one before has arrived.
 
         Returns:
-            (B, 1, h, w) in pixels of the stems.
+            (B, 1, h, w) in pixels of the stems, float32.
         """
         left, right = split_views(self.project(stems))
-        if deployed.deployed('costs'):
-            costs = deployed.local_costs(left, right, whole, REFINED_STEPS)
-        else:
-            costs = [local_costs(left, right, whole)]
-        known = torch.cat((*costs, context, rest, mass, neighbourhood(whole, rest)), 1)
-        return self.offset(self.body(self.enter(known)))
+        # Whole numbers and what is left of them stay apart: both are exact in BF16.
+        whole = answer.detach().round()
+        rest = answer - whole
+        for done in range(passes):
+            if done:
+                step = rest.detach().round()
+                whole, rest = whole + step, rest - step
+            if deployed.deployed('costs'):
+                costs = deployed.local_costs(left, right, whole, REFINED_STEPS)
+            else:
+                costs = [local_costs(left, right, whole)]
+            known = (*costs, context, rest, mass, neighbourhood(whole, rest))
+            offset = self.offset(self.body(self.enter(torch.cat(known, 1))))
+            rest = rest + offset.float()
+        return whole + rest
 
 
 @opaque()
@@ -300,7 +309,7 @@ def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
     their sum is known to half a pixel of a hundred only.
 
     Args:
-        whole, rest: (B, 1, h, w), see `Refinement.forward`.
+        whole, rest: (B, 1, h, w), whose sum is the answer in pixels of the stems.
 
     Returns:
         (B, 8, h, w), not beyond +-`FARTHEST_NEIGHBOUR`.
@@ -428,6 +437,7 @@ class Kestrel(StereoNetwork):
             not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
         refined: (channels compared, width, blocks) of a `Refinement`; none if not given.
+        refined_passes: how often it is asked, 1 or more; may be changed on a built network.
     """
 
     source = 'this project'
@@ -447,6 +457,7 @@ class Kestrel(StereoNetwork):
         cell_px: int = 4,
         cell_height_px: int | None = None,
         refined: tuple[int, int, int] | None = None,
+        refined_passes: int = 1,
     ) -> None:
         super().__init__()
         # height and width
@@ -477,6 +488,9 @@ class Kestrel(StereoNetwork):
         self.upsampling = nn.Sequential(
             conv_bn(guide + aggregation[0], 48, 1), _ConvexWeights(48, 9 * math.prod(self.cell), 1)
         )
+        if refined_passes < 1:
+            raise NetworkError(f'refined_passes is {refined_passes}, expected 1 or more')
+        self.refined_passes = refined_passes
         self.refinement = Refinement(stem, guide + aggregation[0], *refined) if refined else None
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
@@ -592,9 +606,7 @@ class Kestrel(StereoNetwork):
         if self.refinement is not None:
             refined['unrefined'] = cell * coarse
             # A cell has two pixels of the stems.
-            whole = (2 * coarse.detach()).round()
-            offset = self.refinement(stems, context, whole, 2 * coarse - whole, mass)
-            coarse = coarse + offset.float() / 2
+            coarse = self.refinement(stems, context, 2 * coarse, mass, self.refined_passes) / 2
         with torch.autocast(device_type, enabled=False):
             # In nine parts they are traced, outside of autocast.
             convex = weights if isinstance(weights, list) else weights.float()
@@ -660,7 +672,9 @@ def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None 
     return other.eval()
 
 
-def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
+def with_refinement(
+    network: StereoNetwork, other: StereoNetwork, passes: int | None = None
+) -> Kestrel:
     """The same weights and the refinement of another network, which reads stems like its own.
 
     Networks that share an ancestor have stems so alike that a refinement serves them all, and one
@@ -669,7 +683,8 @@ def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
 
     Args:
         network: a `Kestrel`, with a refinement that is replaced or without.
-        other: a `Kestrel` with one.
+        other: a `Kestrel` with one; may be `network` itself.
+        passes: how often it is asked; as often as in `other` if not given.
 
     Returns:
         a new network in eval mode.
@@ -685,6 +700,7 @@ def with_refinement(network: StereoNetwork, other: StereoNetwork) -> Kestrel:
         raise NetworkError(f'the other network ({other.configuration["name"]}) has no refinement')
     configuration = copy.deepcopy(network.configuration)
     configuration['options']['refined'] = other.configuration['options']['refined']
+    configuration['options']['refined_passes'] = passes or other.refined_passes
     refined = build(configuration)
     weights = refined.fitted(network.state_dict())
     for key, value in other.refinement.state_dict().items():
