@@ -191,6 +191,15 @@ def test_only_the_named_parts_learn(tmp_path):
         if not torch.equal(value, before[name])
     }
     assert changed == {'refinement'}
+    # Statistics may be frozen besides.
+    still = Trainer(
+        config.model_copy(update={'frozen_statistics': True}), tmp_path / 'still', _Shifted()
+    )
+    before = {k: v.clone() for k, v in still.plain_network.state_dict().items()}
+    still.run()
+    after = still.plain_network.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if 'running' in k)
+    assert any(not torch.equal(after[k], v) for k, v in before.items() if 'refinement' in k)
     with pytest.raises(TrainingError, match="'refine_ment'; it has aggregation"):
         Trainer(TrainingConfig(**fields, trained=['refine_ment']), tmp_path / 'no', _Shifted())
 
@@ -260,6 +269,11 @@ def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
         with_refinement(plain, create('kestrel', **TINY))
     with pytest.raises(NetworkError, match='another stem'):
         with_refinement(create('kestrel', **{**TINY, 'stem': 16}), refined())
+    pruned = refined()
+    prune_to_ratio(pruned, 0.5, round_to=4)
+    with pytest.raises(NetworkError, match='a pruned network'):
+        with_refinement(pruned, refined())
+    assert with_refinement(pruned, pruned, 2).refined_passes == 2
     with pytest.raises(NetworkError, match='only a Kestrel'):
         with_refinement(create('anynet', max_disparity_px=64), refined())
 

@@ -571,11 +571,9 @@ class Trainer:
             group['lr'] = rate
         self.network.train()
         if self.config.frozen_statistics:
-            keep_statistics(self.network)
-        if self.config.trained:
-            for name, module in self.plain_network.named_modules():
-                if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-                    module.train(name.startswith(tuple(self.config.trained)))
+            keep_statistics(self.plain_network)
+        elif self.config.trained:
+            keep_statistics(self.plain_network, self.config.trained)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for batch in batches:
@@ -774,14 +772,16 @@ def train_only(network: nn.Module, beginnings: Sequence[str]) -> None:
         parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
-def keep_statistics(network: nn.Module) -> None:
+def keep_statistics(network: nn.Module, but: Sequence[str] = ()) -> None:
     """Let batch norms go on with the statistics that they have, also in training.
 
     For a trained network that learns on from a few small batches: statistics of two crops are
-    noise, and those of a new domain alone would make it forget the old one.
+    noise, and those of a new domain alone would make it forget the old one. Norms whose names
+    begin with one of `but` are left alone.
     """
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    for name, module in network.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if norm and not name.startswith(tuple(but)):
             module.eval()
 
 

@@ -486,8 +486,8 @@ def quarter_output(
 ) -> StereoOutput:
     """`volume_output` without its full volume: regression on the grid of the scores.
 
-    The disparity is then stretched bilinearly, which `D size / (d h w)` times fewer exponentials
-    pay for. The hypotheses are those of stretching without `align_corners`, so a network trained
+    The disparity is then stretched bilinearly, for 64 times fewer exponentials with scores at 1/4.
+    The hypotheses are those of stretching without `align_corners`, so a network trained
     by either may be deployed by the other.
     """
     hypotheses = coarse_hypotheses(heads[-1], disparities, False)

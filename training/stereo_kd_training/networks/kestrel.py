@@ -48,6 +48,8 @@ from stereo_kd_training.networks.confidence import ConfidenceCalibration
 CELLS_PX = (6, 5, 4, 3, 2)
 REFINED_STEPS = 2
 FARTHEST_NEIGHBOUR = 4.0
+# What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
+_OF_THE_ANSWER = 10
 
 
 def conv_bn(
@@ -261,7 +263,7 @@ class Refinement(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(stem, channels, 1)
         steps = 2 * REFINED_STEPS + 1
-        self.enter = conv_bn(steps * channels + context + 10, width, 1)
+        self.enter = conv_bn(steps * channels + context + _OF_THE_ANSWER, width, 1)
         self.body = _stage(width, width, 1, blocks, 2)
         self.offset = nn.Conv2d(width, 1, 1)
         # As if it were not there, until it is trained.
@@ -437,7 +439,7 @@ class Kestrel(StereoNetwork):
             not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
         refined: (channels compared, width, blocks) of a `Refinement`; none if not given.
-        refined_passes: how often it is asked, 1 or more; may be changed on a built network.
+        refined_passes: how often it is asked, 1 or more.
     """
 
     source = 'this project'
@@ -690,14 +692,23 @@ def with_refinement(
         a new network in eval mode.
 
     Raises:
-        NetworkError: `other` has no refinement, or its stem or context have other channels.
+        NetworkError: `network` is pruned, `other` has no refinement, or its stem or context have
+            other channels.
     """
     from stereo_kd_training.networks import build
 
     if not isinstance(network, Kestrel) or not isinstance(other, Kestrel):
         raise NetworkError('only a Kestrel has a refinement, and only a Kestrel can take one')
+    if network.configuration.get('widths') and other is not network:
+        raise NetworkError(
+            'a pruned network has lost channels that the refinement of another reads; train one '
+            'of its own (`trained: [refinement]`)'
+        )
     if other.refinement is None:
-        raise NetworkError(f'the other network ({other.configuration["name"]}) has no refinement')
+        raise NetworkError(
+            'the network whose refinement is wanted has no refinement; give one trained with '
+            '`options: {refined: [8, 48, 3]}`, such as kestrel_large'
+        )
     configuration = copy.deepcopy(network.configuration)
     configuration['options']['refined'] = other.configuration['options']['refined']
     configuration['options']['refined_passes'] = passes or other.refined_passes
@@ -708,8 +719,8 @@ def with_refinement(
     enter = 'refinement.enter.0.weight'
     more = refined.state_dict()[enter].shape[1] - weights[enter].shape[1]
     if more > 0:
-        # Behind the context come what is left, the mass and eight neighbours.
-        known, own = weights[enter].split((weights[enter].shape[1] - 10, 10), 1)
+        before = weights[enter].shape[1] - _OF_THE_ANSWER
+        known, own = weights[enter].split((before, _OF_THE_ANSWER), 1)
         nothing = torch.zeros_like(known[:, :1]).repeat_interleave(more, 1)
         weights[enter] = torch.cat((known, nothing, own), 1)
     try:
