@@ -478,6 +478,23 @@ def distribution_confidence(
     return (torch.softmax(logits.float(), 1) * near).sum(1)
 
 
+HEADS = ('paper', 'quarter')
+
+
+class ChoiceOfHead:
+    """Where a network regresses: `head`, one of `HEADS`, may be changed on a built network."""
+
+    @property
+    def head(self) -> str:
+        return self._head
+
+    @head.setter
+    def head(self, value: str) -> None:
+        if value not in HEADS:
+            raise NetworkError(f'{type(self).__name__}: head is one of {HEADS}, got {value!r}')
+        self._head = value
+
+
 def quarter_output(
     heads: tuple[Tensor, ...],
     disparities: int,

@@ -32,8 +32,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stereo_kd_training.networks.base import NetworkError, StereoNetwork, StereoOutput
+from stereo_kd_training.networks.base import StereoNetwork, StereoOutput
 from stereo_kd_training.networks.blocks import (
+    ChoiceOfHead,
     Hourglass3d,
     StackedResidualExtractor,
     attention_weights,
@@ -55,10 +56,9 @@ from stereo_kd_training.networks.blocks import (
 from stereo_kd_training.networks.cost_volume import group_correlation_volume
 
 GROUPS = 40
-HEADS = ('paper', 'quarter')
 
 
-class DSNet(StereoNetwork):
+class DSNet(ChoiceOfHead, StereoNetwork):
     """See the file header.
 
     Args:
@@ -106,16 +106,6 @@ class DSNet(StereoNetwork):
         self.classif1 = score_head_3d(channels)
         self.classif2 = score_head_3d(channels)
         initialize(self)
-
-    @property
-    def head(self) -> str:
-        return self._head
-
-    @head.setter
-    def head(self, value: str) -> None:
-        if value not in HEADS:
-            raise NetworkError(f'DSNet: head is one of {HEADS}, got {value!r}')
-        self._head = value
 
     def extract(self, image: Tensor) -> dict[str, Tensor]:
         """Maps by name: `early1`, `early2` at 1/2, `correlated` (320 ch) at 1/4."""

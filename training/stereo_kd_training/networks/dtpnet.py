@@ -49,6 +49,7 @@ from stereo_kd_training.networks.base import (
     opaque,
 )
 from stereo_kd_training.networks.blocks import (
+    ChoiceOfHead,
     ClampedAvgPool,
     MobileV1Residual,
     MobileV2Residual,
@@ -64,7 +65,6 @@ from stereo_kd_training.networks.blocks import (
 )
 from stereo_kd_training.networks.cost_volume import in_view, interlaced, shifted
 
-HEADS = ('paper', 'quarter')
 VOLUMES = ('channel', 'iterative')
 # setting -> (blocks in F2, F3 and F4 present, volume, hourglasses): Table II of the paper
 _SETTINGS = {
@@ -216,7 +216,7 @@ class Hourglass2d(nn.Module):
         return F.relu(self.conv6(half) + self.redir1(volume))
 
 
-class DTPNet(StereoNetwork):
+class DTPNet(ChoiceOfHead, StereoNetwork):
     """See the file header.
 
     Args:
@@ -262,16 +262,6 @@ class DTPNet(StereoNetwork):
         self.hourglasses = nn.Sequential(*(Hourglass2d(bins) for _ in range(count)))
         self.to_disparities = nn.Conv2d(bins, max_disparity_px, 1)
         initialize(self)
-
-    @property
-    def head(self) -> str:
-        return self._head
-
-    @head.setter
-    def head(self, value: str) -> None:
-        if value not in HEADS:
-            raise NetworkError(f'DTPNet: head is one of {HEADS}, got {value!r}')
-        self._head = value
 
     def extract(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/4, W/4)."""
