@@ -36,6 +36,7 @@ from stereo_kd_training.train import (  # noqa: E402
 )
 
 REFINED = {**TINY, 'refined': (4, 8, 1)}
+WITH_FEATURES = {**TINY, 'refined': (4, 8, 1, 6)}
 STEPS = range(-REFINED_STEPS, REFINED_STEPS + 1)
 
 
@@ -44,6 +45,8 @@ def refined(**options):
     torch.manual_seed(3)
     network = create('kestrel', **{**REFINED, **options}).eval()
     torch.nn.init.normal_(network.refinement.offset.weight, std=0.3)
+    if network.refinement.features is not None:
+        torch.nn.init.normal_(network.refinement.features[1].weight, std=0.3)
     return network
 
 
@@ -110,10 +113,11 @@ def test_neighbours_of_a_plane_are_a_slope_away_and_an_edge_is_cut_off():
     ]
 
 
-def test_a_new_refinement_changes_nothing_and_takes_the_weights_of_a_network_without():
+@pytest.mark.parametrize('options', [REFINED, WITH_FEATURES], ids=['stems', 'features'])
+def test_a_new_refinement_changes_nothing_and_takes_the_weights_of_a_network_without(options):
     torch.manual_seed(1)
     plain = create('kestrel', **TINY).eval()
-    network = create('kestrel', **REFINED).eval()
+    network = create('kestrel', **options).eval()
     network.load_state_dict(network.fitted(plain.state_dict()))
     images = torch.rand(2, 1, 3, 64, 96)
     with torch.no_grad():
@@ -124,6 +128,23 @@ def test_a_new_refinement_changes_nothing_and_takes_the_weights_of_a_network_wit
     assert torch.equal(moved.features['unrefined'], before.features['coarse'])
     # Half a pixel of the stem, which has two pixels of the image.
     torch.testing.assert_close(moved.disparity, before.disparity + 1.0)
+
+
+def test_features_are_added_to_a_refinement_that_goes_on_as_it_was():
+    network = refined()
+    more = create('kestrel', **WITH_FEATURES).eval()
+    more.load_state_dict(more.fitted(network.state_dict()))
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(more(*images).disparity, network(*images).disparity)
+        torch.nn.init.normal_(more.refinement.features[1].weight, std=0.3)
+        assert not torch.equal(more(*images).disparity, network(*images).disparity)
+
+
+@pytest.mark.parametrize('wrong', [(8, 48), (8, 48, 3, 16, 1), (0, 48, 3), (8, 48, -1)])
+def test_a_refinement_of_other_numbers_is_refused(wrong):
+    with pytest.raises(NetworkError, match=r'expected \[channels, width, blocks\]'):
+        create('kestrel', **{**TINY, 'refined': wrong})
 
 
 def test_a_second_pass_looks_where_the_first_has_arrived():
@@ -205,14 +226,20 @@ def test_only_the_named_parts_learn(tmp_path):
 
 
 @pytest.mark.parametrize('cell', [(4, 4), (6, 3)])
-def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell):
+@pytest.mark.parametrize('numbers', [(4, 8, 1), (4, 8, 1, 6)])
+def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers):
     options = {'max_disparity_px': 12 * cell[1], 'cell_px': cell[1], 'cell_height_px': cell[0]}
-    network = refined(**options)
+    network = refined(refined=numbers, **options)
     size = tuple(2 * stride for stride in network.strides)
     (parity,) = export_network(network, tmp_path / 'x.onnx', tolerance_px=0.01, sizes=(size,))
     assert parity.off_fraction < 0.01
     again = load_shipped(tmp_path / 'x.onnx')
-    assert again.configuration['options']['refined'] == [4, 8, 1]
+    assert again.configuration['options']['refined'] == list(numbers)
+    images = torch.rand(2, 1, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again(*images).disparity, network(*images).disparity, atol=1e-3, rtol=0
+        )
     other = with_cells(again, cell[1], 4)
     assert torch.equal(other.refinement.offset.weight, again.refinement.offset.weight), (
         'it looks at cells of the resized images, whatever they are in pixels'
@@ -278,9 +305,10 @@ def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
         with_refinement(create('anynet', max_disparity_px=64), refined())
 
 
-def test_it_is_counted_and_can_be_pruned():
+@pytest.mark.parametrize('numbers', [(4, 8, 1), (4, 8, 1, 6)])
+def test_it_is_counted_and_can_be_pruned(numbers):
     plain = complexity(create('kestrel', **TINY), 64, 96)
-    network = refined()
+    network = refined(refined=numbers)
     with_it = complexity(network, 64, 96)
     assert plain.macs < with_it.macs and plain.parameters < with_it.parameters
     report = prune_to_ratio(network, 0.5, round_to=4)

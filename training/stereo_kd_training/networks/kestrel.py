@@ -257,11 +257,16 @@ class Refinement(nn.Module):
         channels: compared ones.
         width: of the layers that read the comparisons.
         blocks: inverted residuals.
+        features: channels between two 3x3 convolutions of the stems, whose sum with the stems is
+            what is compared; the stems alone if 0.
     """
 
-    def __init__(self, stem: int, context: int, channels: int, width: int, blocks: int) -> None:
+    def __init__(
+        self, stem: int, context: int, channels: int, width: int, blocks: int, features: int = 0
+    ) -> None:
         super().__init__()
         self.project = nn.Conv2d(stem, channels, 1)
+        self.features = self._features(stem, features, channels) if features else None
         steps = 2 * REFINED_STEPS + 1
         self.enter = conv_bn(steps * channels + context + _OF_THE_ANSWER, width, 1)
         self.body = _stage(width, width, 1, blocks, 2)
@@ -269,6 +274,14 @@ class Refinement(nn.Module):
         # As if it were not there, until it is trained.
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
+
+    @staticmethod
+    def _features(stem: int, features: int, channels: int) -> nn.Sequential:
+        """Nothing is added until they are trained."""
+        last = nn.Conv2d(features, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(conv_bn(stem, features, 3), last)
 
     def forward(
         self, stems: Tensor, context: Tensor, answer: Tensor, mass: Tensor, passes: int = 1
@@ -285,7 +298,10 @@ class Refinement(nn.Module):
         Returns:
             (B, 1, h, w) in pixels of the stems, float32.
         """
-        left, right = split_views(self.project(stems))
+        compared = self.project(stems)
+        if self.features is not None:
+            compared = compared + self.features(stems)
+        left, right = split_views(compared)
         # Whole numbers and what is left of them stay apart: both are exact in BF16.
         whole = answer.detach().round()
         rest = answer - whole
@@ -438,7 +454,8 @@ class Kestrel(StereoNetwork):
         cell_height_px: pixels of the images per cell in height, 2 to 6; as many as in width if
             not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
-        refined: (channels compared, width, blocks) of a `Refinement`; none if not given.
+        refined: (channels compared, width, blocks) of a `Refinement`, or a fourth number, its
+            features; none if not given.
         refined_passes: how often it is asked, 1 or more.
     """
 
@@ -458,7 +475,7 @@ class Kestrel(StereoNetwork):
         calibrated: bool = False,
         cell_px: int = 4,
         cell_height_px: int | None = None,
-        refined: tuple[int, int, int] | None = None,
+        refined: tuple[int, int, int] | tuple[int, int, int, int] | None = None,
         refined_passes: int = 1,
     ) -> None:
         super().__init__()
@@ -492,6 +509,11 @@ class Kestrel(StereoNetwork):
         )
         if refined_passes < 1:
             raise NetworkError(f'refined_passes is {refined_passes}, expected 1 or more')
+        if refined and (len(refined) not in (3, 4) or min(refined[:2]) < 1 or min(refined) < 0):
+            raise NetworkError(
+                f'refined is {list(refined)}, expected [channels, width, blocks] or '
+                '[channels, width, blocks, features], such as [8, 48, 3, 16]'
+            )
         self.refined_passes = refined_passes
         self.refinement = Refinement(stem, guide + aggregation[0], *refined) if refined else None
         self.calibration = ConfidenceCalibration() if calibrated else None
