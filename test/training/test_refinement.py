@@ -12,6 +12,7 @@ torch = pytest.importorskip('torch', reason='training needs torch')
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from stereo_kd_ros.model import read_manifest  # noqa: E402
 from stereo_kd_training.complexity import complexity  # noqa: E402
@@ -89,8 +90,24 @@ def test_the_deployed_costs_are_the_same(batch, channels, rows, columns, seed):
     left, right = torch.rand(2, batch, channels, 2 * rows, 2 * columns, generator=generator)
     size = (batch, 1, rows, columns)
     whole = torch.randint(-4, 2 * columns + 9, size, generator=generator).float()
-    parts = deployed.local_costs(left, right, whole, REFINED_STEPS)
-    torch.testing.assert_close(torch.cat(parts, 1), local_costs(left, right, whole))
+    weight, bias = deployed.pair_weights(
+        torch.eye(channels)[..., None, None], torch.zeros(channels)
+    )
+    own, pairs = (F.conv2d(view, weight, bias, s) for view, s in ((left, 2), (right, (2, 1))))
+    costs = deployed.local_costs(deployed.in_rows(own), pairs, whole, REFINED_STEPS)
+    summed = costs.view(batch, len(STEPS), 4, channels, rows, columns).sum(2).flatten(1, 2)
+    torch.testing.assert_close(summed, local_costs(left, right, whole))
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_the_deployed_neighbourhood_is_the_same(rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randint(0, 20, (2, 1, rows, columns), generator=generator).float()
+    rest = torch.rand(whole.shape, generator=generator) - 0.5
+    torch.testing.assert_close(
+        deployed.neighbourhood(whole, rest, FARTHEST_NEIGHBOUR), neighbourhood(whole, rest)
+    )
 
 
 def test_neighbours_of_a_plane_are_a_slope_away_and_an_edge_is_cut_off():
@@ -244,6 +261,25 @@ def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers
     assert torch.equal(other.refinement.offset.weight, again.refinement.offset.weight), (
         'it looks at cells of the resized images, whatever they are in pixels'
     )
+
+
+def test_passes_share_weights_and_no_bias(tmp_path):
+    """OpenVINO fuses no bias that two convolutions have, and makes one of equal ones."""
+    onnx = pytest.importorskip('onnx')
+    network = refined(refined=(4, 8, 1, 6), refined_passes=3)
+    export_network(network, tmp_path / 'x.onnx', sizes=((64, 96),))
+    graph = onnx.load(tmp_path / 'x.onnx').graph
+    values = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    read = {'weight': {}, 'bias': {}}
+    for node in (node for node in graph.node if '/refinement/' in node.name):
+        if node.op_type == 'Conv':
+            for kind, name in zip(read, node.input[1:]):
+                read[kind].setdefault(values[name].tobytes(), []).append(name)
+    assert all(len(names) == 1 for names in read['bias'].values())
+    assert all(len(set(names)) == 1 for names in read['weight'].values())
+    # the three convolutions of its block, what enters it but the context, and the offset
+    assert sum(len(names) == 3 for names in read['weight'].values()) == 3 + 2 + 1 + 1
+    assert len(values) == len({name for node in graph.node for name in node.input} & set(values))
 
 
 def test_a_file_takes_the_refinement_of_another(tmp_path):

@@ -247,6 +247,59 @@ def export_again(
     )
 
 
+def arrange_weights(path: Path | str) -> None:
+    """Keep each weight of a convolution once, and a bias for each convolution that adds it.
+
+    A trace writes what was made for it as a constant, once for every call of a module; what reads
+    weights expects initialisers. And OpenVINO takes no bias into a convolution that another one
+    shares, and then no activation and no sum behind it either; as it makes one of equal ones, a
+    copy differs by the last bit of a number.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    convolutions = [node for node in graph.node if node.op_type == 'Conv']
+    read = {name for node in convolutions for name in node.input[1:]}
+    values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    others = []
+    for node in graph.node:
+        if node.op_type == 'Constant' and node.output[0] in read:
+            values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type == 'Identity' and node.output[0] in read and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]]
+        else:
+            others.append(node)
+    del graph.node[:]
+    graph.node.extend(others)
+    weights: dict[bytes, str] = {}
+    biases: set[bytes] = set()
+    for node in (node for node in graph.node if node.op_type == 'Conv'):
+        for index, name in enumerate(node.input):
+            if index == 0 or name not in values:
+                continue
+            value = np.array(values[name])
+            if index == 1:
+                name = weights.setdefault(value.tobytes() + str(value.shape).encode(), name)
+            else:
+                largest = np.abs(value).argmax()
+                while value.tobytes() in biases:
+                    value[largest] = np.nextafter(value[largest], np.float32(np.inf))
+                biases.add(value.tobytes())
+                name = f'{node.name}/bias'
+            node.input[index] = name
+            values[name] = value
+    used = {name for node in graph.node for name in node.input}
+    names = [item.name for item in graph.initializer]
+    kept = [item for item in graph.initializer if item.name in used]
+    made = [name for name in values if name in used and name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in made)
+    onnx.save(model, str(path))
+
+
 def store_halves(path: Path | str) -> None:
     """Keep the weights of large convolutions in half precision, for a file of half the size.
 
@@ -400,6 +453,7 @@ def export_network(
                 opset_version=OPSET,
                 dynamo=False,
             )
+        arrange_weights(partial)
         write_manifest(partial, manifest or build_manifest(network, path.stem))
         report = check_parity(partial, network, sizes)
         wrong = [p for p in report if not p.max_difference_px <= tolerance_px]

@@ -209,11 +209,13 @@ class StereoNetwork(nn.Module):
             'kestrel has one'
         )
 
-    def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters that an exported file holds as the weight of a convolution.
+    def recovered(
+        self, convolutions: dict[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """Parameters that an exported file holds as weights of convolutions made of them.
 
         Args:
-            convolutions: weights by the name of the module that each was written for.
+            convolutions: weight and bias by the name of the module that each was written for.
         """
         return {}
 

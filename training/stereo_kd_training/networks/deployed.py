@@ -189,39 +189,65 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     return expected, within / likelihood.sum(1, keepdim=True)
 
 
-def local_costs(left: Tensor, right: Tensor, whole: Tensor, reach: int) -> list[Tensor]:
-    """`kestrel.local_costs` with few and long rows to read, and no sum over an axis within.
+def pair_weights(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a convolution whose answers are wanted by four: at a place, below, and right of both.
 
-    (B, C, 2 h, 2 w) twice and (B, 1, h, w) to 2 reach + 1 of (B, C, h, w). A table's row has two
-    columns of both lines of a cell, so that three of them are what five steps need; a runtime
-    reads rows one by one whatever their length, and sums over inner axes by a reference kernel.
+    (C, c, k, k) and (C,) to (4 C, c, k + 1, k + 1) and (4 C,), as constants of what is traced.
+    Copying answers beside each other takes longer than reckoning each of them twice.
     """
-    batch, channels, height, width = left.shape
-    rows, columns = height // 2, width // 2
+    weight, bias = weight.detach(), bias.detach()
+    places = [F.pad(weight, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]
+    return constant(torch.cat(places)), constant(bias.repeat(4))
 
-    def lines_together(view: Tensor) -> Tensor:
-        lines = view.permute(0, 2, 3, 1).reshape(batch, rows, 2, width, channels)
-        return torch.cat((lines[:, :, 0], lines[:, :, 1]), 3)
 
-    own = lines_together(left).reshape(batch, rows, columns, 4 * channels)
-    own_first, own_second = own.split(2 * channels, 3)
-    # One column more on either side: beyond them all are alike.
-    table = lines_together(right)
-    table = torch.cat((table[:, :, :1], table), 2)
-    after = torch.cat((table[:, :, 1:], table[:, :, -1:]), 2)
-    table = torch.cat((table, after), 3).reshape(batch * rows * (width + 1), 4 * channels)
-    pairs = torch.arange(0, 2 * reach + 2, 2, device=left.device) - reach + 1
-    first = 2 * torch.arange(columns, device=left.device)
-    place = first.view(1, 1, -1, 1) - whole[:, 0].to(first.dtype).unsqueeze(3) + pairs
-    line = torch.arange(batch * rows, device=left.device).view(batch, rows, 1, 1) * (width + 1)
-    index = (line + place.clamp(0, width)).flatten()
-    seen = table[index].reshape(batch, rows, columns, (reach + 1) * 4 * channels)
-    taps = seen.split(2 * channels, 3)
-    costs = [
-        (own_first - taps[reach - k]).abs() + (own_second - taps[reach - k + 1]).abs()
-        for k in range(-reach, reach + 1)
-    ]
-    return [(part[..., :channels] + part[..., channels:]).permute(0, 3, 1, 2) for part in costs]
+def constant(values: Tensor) -> Tensor:
+    """`values` as a trace finds them, without how they were made."""
+    return torch.from_numpy(np.array(values.detach().cpu().numpy()))
+
+
+def in_rows(view: Tensor) -> Tensor:
+    """(B, c, h, w) to (B, h, w, 1, c); OpenVINO turns nothing where maps lie so, if asked thus."""
+    return view.permute(0, 2, 3, 1).unsqueeze(3)
+
+
+def local_costs(own: Tensor, pairs: Tensor, whole: Tensor, reach: int) -> Tensor:
+    """`kestrel.local_costs` before the sum over a cell, which the weights behind it can take.
+
+    Rows of a table are read one by one whatever their length, so one has all four pixels of a
+    cell; sums over inner axes are left to a reference kernel.
+
+    Args:
+        own: (B, h, w, 1, 4 C), the four left pixels of each cell: left, below, right, below.
+        pairs: (B, 4 C, h, 2 w - 1), the right pixels in the same order, of a cell at each column.
+        whole: (B, 1, h, w) whole numbers.
+        reach: steps to either side.
+
+    Returns:
+        (B, (2 reach + 1) 4 C, h, w).
+    """
+    batch, rows, columns, _, channels = own.shape
+    # Beyond the sides the outermost pixel counts: a cell that has it twice.
+    first, last = pairs[:, : channels // 2, :, :1], pairs[:, channels // 2 :, :, -1:]
+    table = torch.cat((torch.cat((first, first), 1), pairs, torch.cat((last, last), 1)), 3)
+    width = 2 * columns
+    steps = torch.arange(reach + 1, -reach, -1, device=own.device)
+    places = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + steps
+    places = (places - whole[:, 0].to(steps.dtype).unsqueeze(3)).clamp(0, width)
+    lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * (width + 1)
+    table = table.permute(0, 2, 3, 1).reshape(batch * rows * (width + 1), channels)
+    seen = table[(lines + places).flatten()].view(batch, rows, columns, len(steps), channels)
+    costs = (own - seen).abs()
+    return costs.reshape(batch, rows, columns, len(steps) * channels).permute(0, 3, 1, 2)
+
+
+def neighbourhood(whole: Tensor, rest: Tensor, farthest: float) -> Tensor:
+    """`kestrel.neighbourhood` as a convolution that knows where its neighbours are."""
+    kernel = np.zeros((9, 1, 3, 3), np.float32)
+    kernel[range(9), 0, np.arange(9) // 3, np.arange(9) % 3] = 1
+    kernel = np.delete(kernel - kernel[4], 4, 0)
+    both = F.pad(torch.cat((whole, rest), 1), (1, 1, 1, 1), mode='replicate')
+    steps = F.conv2d(both, torch.from_numpy(kernel.repeat(2, 1)))
+    return steps.clamp(-farthest, farthest)
 
 
 def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -267,6 +268,8 @@ class Refinement(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(stem, channels, 1)
         self.features = self._features(stem, features, channels) if features else None
+        self.of_stems, self.of_features = _Convolution(), _Convolution()
+        self.of_costs, self.of_context, self.of_answer = (_Convolution() for _ in range(3))
         steps = 2 * REFINED_STEPS + 1
         self.enter = conv_bn(steps * channels + context + _OF_THE_ANSWER, width, 1)
         self.body = _stage(width, width, 1, blocks, 2)
@@ -298,25 +301,117 @@ class Refinement(nn.Module):
         Returns:
             (B, 1, h, w) in pixels of the stems, float32.
         """
-        compared = self.project(stems)
-        if self.features is not None:
-            compared = compared + self.features(stems)
-        left, right = split_views(compared)
         # Whole numbers and what is left of them stay apart: both are exact in BF16.
         whole = answer.detach().round()
         rest = answer - whole
+        read = self._reader(stems, context, mass)
         for done in range(passes):
             if done:
                 step = rest.detach().round()
                 whole, rest = whole + step, rest - step
-            if deployed.deployed('costs'):
-                costs = deployed.local_costs(left, right, whole, REFINED_STEPS)
-            else:
-                costs = [local_costs(left, right, whole)]
-            known = (*costs, context, rest, mass, neighbourhood(whole, rest))
-            offset = self.offset(self.body(self.enter(torch.cat(known, 1))))
+            offset = self.offset(self.body(read(whole, rest)))
             rest = rest + offset.float()
         return whole + rest
+
+    def _reader(
+        self, stems: Tensor, context: Tensor, mass: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """What is read where an answer is: (B, 1, h, w) twice to (B, width, h, w)."""
+        if deployed.deployed('costs'):
+            return self._deployed_reader(stems, context, mass)
+        compared = self.project(stems)
+        if self.features is not None:
+            compared = compared + self.features(stems)
+        left, right = split_views(compared)
+
+        def read(whole: Tensor, rest: Tensor) -> Tensor:
+            costs = local_costs(left, right, whole)
+            known = (costs, context, rest, mass, neighbourhood(whole, rest))
+            return self.enter(torch.cat(known, 1))
+
+        return read
+
+    def _deployed_reader(
+        self, stems: Tensor, context: Tensor, mass: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same with what is compared in the order in which it is read.
+
+        The layer that reads comparisons, context and answer is in three: nothing is copied beside
+        each other, a second pass finds the context's share ready, and that of the comparisons
+        takes their sum over a cell as well.
+        """
+        weights = deployed.pair_weights(self.project.weight, self.project.bias)
+        left, right = split_views(stems)
+        own = deployed.in_rows(self.of_stems(left, *weights, 2))
+        pairs = self.of_stems(right, *weights, (2, 1))
+        if self.features is not None:
+            first, last = self.features
+            weights = deployed.pair_weights(last.weight, last.bias)
+            left, right = split_views(first(stems))
+            # Summed when it lies as it is read: OpenVINO copies what it sums within a convolution.
+            own = own + deployed.in_rows(self.of_features(left, *weights, 2, 1))
+            pairs = pairs + self.of_features(right, *weights, (2, 1), 1)
+        weight, bias = folded(self.enter[0], self.enter[1])
+        steps, channels = 2 * REFINED_STEPS + 1, self.project.out_channels
+        sizes = (steps * channels, context.shape[1], _OF_THE_ANSWER)
+        of_costs, of_context, of_answer = weight.split([int(size) for size in sizes], 1)
+        of_costs = of_costs.view(len(weight), steps, 1, channels).expand(-1, -1, 4, -1)
+        of_costs = deployed.constant(of_costs.reshape(len(weight), -1, 1, 1))
+        of_answer = deployed.constant(of_answer)
+        known = self.of_context(context, deployed.constant(of_context), deployed.constant(bias))
+
+        def read(whole: Tensor, rest: Tensor) -> Tensor:
+            costs = deployed.local_costs(own, pairs, whole, REFINED_STEPS)
+            near = deployed.neighbourhood(whole, rest, FARTHEST_NEIGHBOUR)
+            answer = self.of_answer(torch.cat((rest, mass, near), 1), of_answer)
+            return F.relu(self.of_costs(costs, of_costs) + answer + known)
+
+        return read
+
+    def recovered(
+        self, convolutions: dict[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """See `StereoNetwork.recovered`, of what `_deployed_reader` made."""
+        if 'of_stems' not in convolutions:
+            return {}
+        weight, bias = convolutions['of_stems']
+        channels = len(weight) // 4
+        found = {'project.weight': weight[:channels, :, :1, :1], 'project.bias': bias[:channels]}
+        if 'of_features' in convolutions:
+            weight, bias = convolutions['of_features']
+            found['features.1.weight'] = weight[:channels, :, :3, :3]
+            found['features.1.bias'] = bias[:channels]
+        costs, _ = convolutions['of_costs']
+        context, bias = convolutions['of_context']
+        answer, _ = convolutions['of_answer']
+        costs = costs.view(len(costs), -1, 4, channels)[:, :, 0].reshape(len(costs), -1, 1, 1)
+        found['enter.0.weight'] = torch.cat((costs, context, answer), 1)
+        # Its batch norm is in the weights; what is left is of the mean 0 and the variance 1.
+        found['enter.1.weight'] = torch.full_like(bias, math.sqrt(1 + self.enter[1].eps))
+        found['enter.1.bias'] = bias
+        return found
+
+
+class _Convolution(nn.Module):
+    """A convolution whose weights are made for it; a module, so that what is traced has a name."""
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: int = 0,
+    ) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding)
+
+
+@torch.no_grad()
+def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and its batch norm in one."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    return weight, norm.bias - norm.running_mean * scale
 
 
 @opaque()
@@ -596,10 +691,18 @@ class Kestrel(StereoNetwork):
         for parameter in (logits.weight, logits.bias, self.correlation_scale):
             parameter.div_(temperature)
 
-    def recovered(self, convolutions: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `StereoNetwork.recovered`: a file scales the volume by a convolution."""
-        weight = convolutions.get('scaling')
-        return {} if weight is None else {'correlation_scale': weight.flatten()[0]}
+    def recovered(
+        self, convolutions: dict[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """See `StereoNetwork.recovered`: a file scales the volume and refines by convolutions."""
+        found = {}
+        if 'scaling' in convolutions:
+            found['correlation_scale'] = convolutions['scaling'][0].flatten()[0]
+        if self.refinement is not None:
+            scope = 'refinement.'
+            own = {k.removeprefix(scope): v for k, v in convolutions.items() if scope in k}
+            found.update({scope + k: v for k, v in self.refinement.recovered(own).items()})
+        return found
 
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         cell = self.cell_px

@@ -61,7 +61,7 @@ def load_shipped(path: str | Path, pairs: int = STATISTICS_PAIRS) -> StereoNetwo
     named, scoped = _weights(path)
     state = network.state_dict()
     left = {name for name, _ in network.named_parameters()}
-    named.update(network.recovered({name: weight for name, (weight, _) in scoped.items()}))
+    named.update(network.recovered(scoped))
     for name, value in named.items():
         if name in left:
             _set(state, name, value, path)
