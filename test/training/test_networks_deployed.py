@@ -105,6 +105,41 @@ def test_parts_of_a_cell_lie_row_by_row():
     assert torch.equal(deployed.shuffled(parts, (3, 2))[0, 0], expected)
     square = torch.arange(8.0).view(1, 4, 1, 2)
     assert torch.equal(deployed.shuffled(square, (2, 2)), F.pixel_shuffle(square, 2))
+    wide = torch.arange(2 * 12 * 3 * 5.0).view(2, 12, 3, 5)
+    assert torch.equal(deployed.shuffled_rows(wide, (3, 4)), deployed.shuffled(wide, (3, 4)))
+
+
+@pytest.mark.parametrize('rows', [6, 12, 48])
+def test_a_tall_stem_resizes_rows_and_convolves(seeded, rows):
+    image = torch.randn(2, 3, rows, 10, generator=seeded)
+    weight = torch.randn(4, 3, 3, 3, generator=seeded)
+    size = (rows * 2 // 3, 10)
+    small = F.interpolate(image, size, mode='bilinear', align_corners=False)
+    found = F.conv2d(image, deployed.tall_weights(weight), stride=(3, 2), padding=(2, 1))
+    torch.testing.assert_close(found, F.conv2d(small, weight, stride=2, padding=1))
+
+
+@pytest.mark.parametrize('cell', [(6, 4), (6, 3)])
+def test_a_file_with_a_tall_stem_has_no_resize_of_rows_and_gives_its_weights_back(tmp_path, cell):
+    from stereo_kd_training.networks.shipped import load_shipped
+
+    torch.manual_seed(1)
+    options = {**TINY, 'max_disparity_px': 12 * cell[1]}
+    network = create('kestrel', **options, cell_px=cell[1], cell_height_px=cell[0]).eval()
+    path, size = tmp_path / 'tall.onnx', tuple(2 * stride for stride in network.strides)
+    export_network(network, path, sizes=(size, (size[0] - 5, size[1] - 3)))
+    names = {node.name for node in onnx.load(path).graph.node}
+    assert '/network/encoder/tall_stem/Conv' in names
+    assert not any('/encoder/stem/' in name for name in names)
+    found = load_shipped(path)
+    images = torch.rand(2, 1, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found(*images).disparity, network(*images).disparity, atol=1e-3, rtol=0
+        )
+    with deployed.without('stem'):
+        export_network(network, path, sizes=(size,))
+    assert '/network/encoder/tall_stem/Conv' not in {n.name for n in onnx.load(path).graph.node}
 
 
 def test_bytes_are_normalised_and_padded_alike(seeded):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLUMN_GROUPS = 4
-FORMS = ('input', 'volume', 'scale', 'regression', 'costs', 'upsampling', 'confidence')
+FORMS = ('input', 'stem', 'volume', 'scale', 'regression', 'costs', 'upsampling', 'confidence')
 
 _left_out: frozenset[str] = frozenset()
 
@@ -123,6 +123,28 @@ def _places(size: int, made: int) -> list[tuple[int, float]]:
     """For each of `made` pixels in the place of `size`: the one before its centre, and how far."""
     places = [(k + 0.5) * size / made - 0.5 for k in range(made)]
     return [(math.floor(at), at - math.floor(at)) for at in places]
+
+
+def tall_weights(weight: Tensor) -> Tensor:
+    """Of a 3x3 convolution with a stride of 2 behind a resize of three rows to two, for both.
+
+    Two rows of what was resized are three rows of the image, so that one of five rows and a
+    stride of 3 does the work of both: what it reads lies between the same rows everywhere, as far
+    as the first and the last, and neither of the two has anything beyond.
+
+    Args:
+        weight: (C, c, 3, k), rows 2 y - 1 .. 2 y + 1 of what was resized.
+
+    Returns:
+        (C, c, 5, k), rows 3 y - 2 .. 3 y + 2.
+    """
+    rows = torch.zeros(5, 3)
+    for made in (-1, 0, 1):
+        place = 1.5 * made + 0.25
+        first = math.floor(place)
+        rows[first + 2, made + 1] = 1 - (place - first)
+        rows[first + 3, made + 1] = place - first
+    return torch.einsum('ry,ocyx->ocrx', rows, weight)
 
 
 def scaled(volume: Tensor, scale: Tensor, channels: int) -> Tensor:
@@ -271,6 +293,14 @@ def shuffled(parts: Tensor, factors: tuple[int, int]) -> Tensor:
     return cells.reshape(batch, 1, height * down, width * across)
 
 
+def shuffled_rows(parts: Tensor, factors: tuple[int, int]) -> Tensor:
+    """`shuffled` of what lies with its parts together: they are turned as they lie."""
+    down, across = factors
+    batch, _, height, width = parts.shape
+    cells = parts.permute(0, 2, 3, 1).reshape(batch, height, width, down, across)
+    return cells.permute(0, 1, 3, 2, 4).reshape(batch, 1, height * down, width * across)
+
+
 def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
     """Bilinear (B, 1, h, w) to (B, 1, fy * h, fx * w) between pixel centres.
 
@@ -282,7 +312,9 @@ def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
     rows = padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:]
     tall = torch.cat(_between(*rows, down), 1)
     both = _between(tall[..., :width], tall[..., 1 : width + 1], tall[..., 2:], across)
-    return shuffled(torch.stack(both, 2).flatten(1, 2), factors)
+    # As they lie, with the rows of a cell together.
+    cells = torch.stack([part.permute(0, 2, 3, 1) for part in both], 3).permute(0, 1, 4, 2, 3)
+    return cells.reshape(len(coarse), 1, height * down, width * across)
 
 
 def _between(before: Tensor, here: Tensor, after: Tensor, factor: int) -> list[Tensor]:

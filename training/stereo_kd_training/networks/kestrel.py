@@ -91,6 +91,28 @@ class InvertedResidual(nn.Module):
         return x + y if self.skip else y
 
 
+class _Convolution(nn.Module):
+    """A convolution whose weights are made for it; a module, so that what is traced has a name."""
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, int] = 1,
+        padding: int = 0,
+    ) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding)
+
+
+@torch.no_grad()
+def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and its batch norm in one."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    return weight, norm.bias - norm.running_mean * scale
+
+
 def _stage(
     in_channels: int, out_channels: int, stride: int, blocks: int, expansion: int
 ) -> nn.Sequential:
@@ -132,9 +154,16 @@ class Encoder(nn.Module):
         self.up8 = _Up(c16, c8, 1, 2)
         self.up4 = _Up(c8, c4, 1, 2)
         self.head = nn.Conv2d(c4, out_channels, 1)
+        self.tall_stem = _Convolution()
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        stem = self.stem(image)
+    def forward(self, image: Tensor, tall: bool = False) -> tuple[Tensor, Tensor]:
+        """`tall`: three rows of the image are two of what the stem sees; see `deployed`."""
+        if tall:
+            weight, bias = folded(self.stem[0], self.stem[1])
+            weight = deployed.constant(deployed.tall_weights(weight))
+            stem = F.relu(self.tall_stem(image, weight, deployed.constant(bias), (3, 2), (2, 1)))
+        else:
+            stem = self.stem(image)
         quarter = self.quarter(stem)
         eighth = self.eighth(quarter)
         return stem, self.head(self.up4(self.up8(self.sixteenth(eighth), eighth), quarter))
@@ -392,28 +421,6 @@ class Refinement(nn.Module):
         return found
 
 
-class _Convolution(nn.Module):
-    """A convolution whose weights are made for it; a module, so that what is traced has a name."""
-
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int | tuple[int, int] = 1,
-        padding: int = 0,
-    ) -> Tensor:
-        return F.conv2d(x, weight, bias, stride, padding)
-
-
-@torch.no_grad()
-def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and its batch norm in one."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = convolution.weight * scale.view(-1, 1, 1, 1)
-    return weight, norm.bias - norm.running_mean * scale
-
-
 @opaque()
 def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
     """How far the answers of eight cells are from that of the one between them.
@@ -490,6 +497,8 @@ def convex_upsample(
         term = share * padded[:, :, y : y + height, x : x + width]
         weighted = term if weighted is None else weighted + term
         total = share if total is None else total + share
+    if deployed.deployed('upsampling'):
+        return deployed.shuffled_rows(weighted / total, factors)
     return deployed.shuffled(weighted / total, factors)
 
 
@@ -625,7 +634,12 @@ class Kestrel(StereoNetwork):
     def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """See `StereoNetwork.resizes`: so that a cell has four pixels each way."""
         down, across = ((s // math.gcd(s, 4), 4 // math.gcd(s, 4)) for s in self.cell)
-        return down, across
+        return ((1, 1) if self._tall else down), across
+
+    @property
+    def _tall(self) -> bool:
+        """Whether the stem of the graph that is being traced resizes rows."""
+        return self.cell[0] == 6 and deployed.deployed('stem') and deployed.deployed('input')
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a network with other cells, another range or less of it all, as a start.
@@ -698,6 +712,13 @@ class Kestrel(StereoNetwork):
         found = {}
         if 'scaling' in convolutions:
             found['correlation_scale'] = convolutions['scaling'][0].flatten()[0]
+        if 'encoder.tall_stem' in convolutions:
+            weight, bias = convolutions['encoder.tall_stem']
+            # Of the rows of the image, those that one row of the resized has most of.
+            found['encoder.stem.0.weight'] = weight[:, :, [1, 2, 4]] / 0.75
+            norm = self.encoder.stem[1]
+            found['encoder.stem.1.weight'] = torch.full_like(bias, math.sqrt(1 + norm.eps))
+            found['encoder.stem.1.bias'] = bias
         if self.refinement is not None:
             scope = 'refinement.'
             own = {k.removeprefix(scope): v for k, v in convolutions.items() if scope in k}
@@ -706,11 +727,16 @@ class Kestrel(StereoNetwork):
 
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         cell = self.cell_px
-        views = torch.cat((left, right), 0)
+        if deployed.deployed('input'):
+            # Put together as they come, with the channels of a pixel beside each other.
+            rows = torch.cat((left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)), 0)
+            views = rows.permute(0, 3, 1, 2)
+        else:
+            views = torch.cat((left, right), 0)
         if self.cell != (4, 4) and not deployed.deployed('input'):
             scales = tuple(4.0 / size for size in self.cell)
             views = F.interpolate(views, scale_factor=scales, mode='bilinear', align_corners=False)
-        stems, features = self.encoder(views)
+        stems, features = self.encoder(views, self._tall)
         stem_left, _ = split_views(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
