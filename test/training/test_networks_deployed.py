@@ -109,6 +109,12 @@ def test_parts_of_a_cell_lie_row_by_row():
     assert torch.equal(deployed.shuffled_rows(wide, (3, 4)), deployed.shuffled(wide, (3, 4)))
 
 
+def test_unit_vectors_have_a_length_of_one_or_none(seeded):
+    features = torch.randn(2, 7, 3, 5, generator=seeded)
+    features[0, :, 1, 2] = 0
+    torch.testing.assert_close(deployed.unit_vectors(features), F.normalize(features, dim=1))
+
+
 @pytest.mark.parametrize('rows', [6, 12, 48])
 def test_a_tall_stem_resizes_rows_and_convolves(seeded, rows):
     image = torch.randn(2, 3, rows, 10, generator=seeded)

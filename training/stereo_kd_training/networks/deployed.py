@@ -25,7 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLUMN_GROUPS = 4
-FORMS = ('input', 'stem', 'volume', 'scale', 'regression', 'costs', 'upsampling', 'confidence')
+FORMS = (
+    'input',
+    'stem',
+    'norms',
+    'volume',
+    'scale',
+    'regression',
+    'costs',
+    'upsampling',
+    'confidence',
+)
 
 _left_out: frozenset[str] = frozenset()
 
@@ -165,6 +175,13 @@ def in_parts(features: Tensor, weight: Tensor, bias: Tensor, parts: int) -> list
         F.conv2d(features, part, shift)
         for part, shift in zip(weight.chunk(parts), bias.chunk(parts))
     ]
+
+
+def unit_vectors(features: Tensor) -> Tensor:
+    """(B, c, h, w) of length one along c, both views at once."""
+    sums = torch.from_numpy(np.ones((1, features.shape[1], 1, 1), np.float32))
+    squared = F.conv2d(features * features, sums)
+    return features / squared.clamp(min=1e-24).sqrt()
 
 
 def correlation_volume(left: Tensor, right: Tensor, hypotheses: int) -> Tensor:

@@ -741,9 +741,15 @@ class Kestrel(StereoNetwork):
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
         correlate = deployed.correlation_volume if in_blocks else correlation_volume
-        volume = correlate(
-            F.normalize(features_left, dim=1), F.normalize(features_right, dim=1), self.hypotheses
-        )
+        if deployed.deployed('norms'):
+            unit = deployed.unit_vectors(features)
+            volume = correlate(*split_views(unit), self.hypotheses)
+        else:
+            volume = correlate(
+                F.normalize(features_left, dim=1),
+                F.normalize(features_right, dim=1),
+                self.hypotheses,
+            )
         residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
         context = torch.cat((self.guide(stem_left), x4), 1)
         weights = self.upsampling(context)
