@@ -326,12 +326,11 @@ def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
     down, across = factors
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
-    rows = padded[:, :, :height], padded[:, :, 1 : height + 1], padded[:, :, 2:]
-    tall = torch.cat(_between(*rows, down), 1)
-    both = _between(tall[..., :width], tall[..., 1 : width + 1], tall[..., 2:], across)
-    # As they lie, with the rows of a cell together.
-    cells = torch.stack([part.permute(0, 2, 3, 1) for part in both], 3).permute(0, 1, 4, 2, 3)
-    return cells.reshape(len(coarse), 1, height * down, width * across)
+    # Columns first: what is put between each other one by one is small then, and rows are copied.
+    columns = padded[..., :width], padded[..., 1 : width + 1], padded[..., 2:]
+    wide = torch.stack(_between(*columns, across), 4).reshape(-1, 1, height + 2, width * across)
+    rows = wide[:, :, :height], wide[:, :, 1 : height + 1], wide[:, :, 2:]
+    return torch.stack(_between(*rows, down), 3).reshape(-1, 1, height * down, width * across)
 
 
 def _between(before: Tensor, here: Tensor, after: Tensor, factor: int) -> list[Tensor]:
