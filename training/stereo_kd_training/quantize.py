@@ -54,7 +54,11 @@ PAIR_HEIGHT, PAIR_WIDTH = 256, 512
 # Neither the pairs of training (pools start at 0) nor those of `stereo-kd bench`.
 FIRST_CALIBRATION_SEED, FIRST_MEASURED_SEED = 9_100_000, 9_200_000
 # Modules whose answer is a coordinate, a weight of one, or what both views are compared by.
-FLOAT = r'(^|/)(stem|tall_stem|head|context|guide|upsampling|scaling|logits|confidence)(\.|/|$)'
+FLOAT = (
+    r'(^|/)(stem|tall_stem|head|context|guide|upsampling|scaling|logits|confidence)(\.|/|$)'
+    # sums that are written as convolutions
+    r'|/(network|refinement)/Conv(_\d+)?$'
+)
 
 # Operators that compute in whatever precision they are given, and their inputs that are maps.
 _DATA_INPUTS = {'Relu': 1, 'Add': 2, 'Concat': 99, 'Resize': 1}
