@@ -39,6 +39,13 @@ VARIANTS: dict[str, tuple[str, bool]] = {
         'bytes normalised as rows of channels last -> as planes, turned first',
         True,
     ),
+    'without_stem': ('cells of six rows resized by the stem -> before it', True),
+    'without_norms': ('sums of squares by a convolution -> ReduceL2 of each view', True),
+    'without_costs': (
+        'refinement by tables of cells, its reader in three -> as in training',
+        True,
+    ),
+    'shared_biases': ('a bias for each pass of a refinement -> one for all', True),
     'without_scale': ('volume scaled by a convolution -> by a product, kept in FP32', True),
     'without_upsampling': ('nine convolutions for nine parts -> one, cut up', True),
     'without_volume': ('volume by blocks -> a whole row against a whole row', True),
@@ -55,9 +62,6 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     'unfused_batch_norm': ('batch norms folded -> left in the file', True),
     'upsampling_in_parts': ('one map, exp, then nine parts -> nine parts, then exp', False),
     'upsampling_by_reduction': ('one map, nine parts -> 5-D product and ReduceSum', False),
-    'one_normalisation': ('both views normalised apart -> together', False),
-    'guide_of_both_views': ('left stem cut out -> guide of both views, cut out after', False),
-    'views_apart': ('both views as one batch -> one after the other', False),
 }
 
 
@@ -100,7 +104,7 @@ def export(folder: Path, model: str) -> None:
     import torch
 
     from stereo_kd_ros.model import resolve_model
-    from stereo_kd_training.export import example_pair
+    from stereo_kd_training.export import arrange_weights, example_pair
     from stereo_kd_training.networks.contract import ContractModel
     from stereo_kd_training.networks.shipped import load_shipped
 
@@ -127,6 +131,8 @@ def export(folder: Path, model: str) -> None:
                 dynamo=False,
                 **extra,
             )
+        if name not in ('shared_biases', 'unfused_batch_norm'):
+            arrange_weights(path)
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         disparity = session.run(['disparity'], probe)[0]
         expected = disparity if expected is None else expected
@@ -153,9 +159,6 @@ def changed(name: str) -> Iterator[None]:
         'softmax_upsampling': (kestrel, 'convex_upsample', forms['softmax_upsampling']),
         'upsampling_in_parts': (kestrel, 'convex_upsample', forms['upsampling_in_parts']),
         'upsampling_by_reduction': (kestrel, 'convex_upsample', forms['upsampling_by_reduction']),
-        'one_normalisation': (kestrel.Kestrel, 'forward', forms['forward'](together=True)),
-        'guide_of_both_views': (kestrel.Kestrel, 'forward', forms['forward'](guide_both=True)),
-        'views_apart': (kestrel.Kestrel, 'forward', forms['forward'](apart=True)),
     }
     if name not in places:
         yield
@@ -172,8 +175,7 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
     import torch
     import torch.nn.functional as F
 
-    from stereo_kd_training.networks import deployed, kestrel
-    from stereo_kd_training.networks.base import StereoOutput, split_views
+    from stereo_kd_training.networks import deployed
 
     def softmax_regression(logits, hypotheses, radius):
         _, best = logits.max(1, keepdim=True)
@@ -240,36 +242,6 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         parts, values = nine(coarse, weights, factors)
         return deployed.shuffled((torch.softmax(parts, 1) * values).sum(1), factors)
 
-    def forward(together=False, guide_both=False, apart=False):
-        def run(self, left, right):
-            if apart:
-                stem_left, features_left = self.encoder(left)
-                features_right = self.encoder(right)[1]
-            else:
-                stems, features = self.encoder(torch.cat((left, right), 0))
-                stem_left = split_views(stems)[0]
-                features_left, features_right = split_views(features)
-            described = F.normalize(features_left, dim=1), F.normalize(features_right, dim=1)
-            if together:
-                described = split_views(F.normalize(features, dim=1))
-            volume = deployed.correlation_volume(*described, self.hypotheses)
-            residual, confidence, x4 = self.aggregation(volume, self.context(features_left))
-            guide = split_views(self.guide(stems))[0] if guide_both else self.guide(stem_left)
-            weights = self.upsampling(torch.cat((guide, x4), 1))
-            logits = residual + self.scaling(volume, self.correlation_scale)
-            radius = self.window or self.hypotheses
-            coarse, mass = deployed.window_regression(logits, self.bins, radius)
-            if self.calibration is None:
-                sure = torch.sigmoid(confidence) * mass
-            else:
-                bins = self.cell_px * self.bins
-                sure = self.calibration(confidence, mass, logits, bins, self.cell_px * coarse)
-            fine = deployed.bilinear(sure, self.cell)
-            disparity = kestrel.convex_upsample(self.cell_px * coarse, weights, self.cell)[:, 0]
-            return StereoOutput(disparity=disparity, confidence=fine[:, 0])
-
-        return run
-
     return {
         'softmax_regression': softmax_regression,
         'volume_of_slices': volume_of_slices,
@@ -278,7 +250,6 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         'upsampling_in_parts': upsampling_in_parts,
         'upsampling_by_reduction': upsampling_by_reduction,
         'softmax_upsampling': softmax_upsampling,
-        'forward': forward,
     }
 
 
