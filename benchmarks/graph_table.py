@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
         'bytes normalised as rows of channels last -> as planes, turned first',
         True,
     ),
-    'without_stem': ('cells of six rows resized by the stem -> before it', True),
+    'without_stem': ('cells of six pixels resized by the stem -> before it', True),
     'without_norms': ('sums of squares by a convolution -> ReduceL2 of each view', True),
     'without_costs': (
         'refinement by tables of cells, its reader in three -> as in training',

@@ -115,24 +115,30 @@ def test_unit_vectors_have_a_length_of_one_or_none(seeded):
     torch.testing.assert_close(deployed.unit_vectors(features), F.normalize(features, dim=1))
 
 
-@pytest.mark.parametrize('rows', [6, 12, 48])
-def test_a_tall_stem_resizes_rows_and_convolves(seeded, rows):
-    image = torch.randn(2, 3, rows, 10, generator=seeded)
+@pytest.mark.parametrize('side', [6, 12, 48])
+@pytest.mark.parametrize('axes', [(0,), (1,), (0, 1)])
+def test_a_stem_resizes_and_convolves(seeded, side, axes):
+    size = [side if axis in axes else 10 for axis in (0, 1)]
+    image = torch.randn(2, 3, *size, generator=seeded)
     weight = torch.randn(4, 3, 3, 3, generator=seeded)
-    size = (rows * 2 // 3, 10)
-    small = F.interpolate(image, size, mode='bilinear', align_corners=False)
-    found = F.conv2d(image, deployed.tall_weights(weight), stride=(3, 2), padding=(2, 1))
+    made = [length * 2 // 3 if axis in axes else length for axis, length in enumerate(size)]
+    small = F.interpolate(image, made, mode='bilinear', align_corners=False)
+    both = weight
+    for axis in axes:
+        both = deployed.resizing_weights(both, axis)
+    stride, padding = [3 if a in axes else 2 for a in (0, 1)], [1 + (a in axes) for a in (0, 1)]
+    found = F.conv2d(image, both, stride=stride, padding=padding)
     torch.testing.assert_close(found, F.conv2d(small, weight, stride=2, padding=1))
 
 
-@pytest.mark.parametrize('cell', [(6, 4), (6, 3)])
-def test_a_file_with_a_tall_stem_has_no_resize_of_rows_and_gives_its_weights_back(tmp_path, cell):
+@pytest.mark.parametrize('cell', [(6, 4), (6, 3), (6, 6), (4, 6)])
+def test_a_file_whose_stem_resizes_gives_its_weights_back(tmp_path, cell):
     from stereo_kd_training.networks.shipped import load_shipped
 
     torch.manual_seed(1)
     options = {**TINY, 'max_disparity_px': 12 * cell[1]}
     network = create('kestrel', **options, cell_px=cell[1], cell_height_px=cell[0]).eval()
-    path, size = tmp_path / 'tall.onnx', tuple(2 * stride for stride in network.strides)
+    path, size = tmp_path / 'stem.onnx', tuple(2 * stride for stride in network.strides)
     export_network(network, path, sizes=(size, (size[0] - 5, size[1] - 3)))
     names = {node.name for node in onnx.load(path).graph.node}
     assert '/network/encoder/tall_stem/Conv' in names

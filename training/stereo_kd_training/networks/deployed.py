@@ -135,7 +135,7 @@ def _places(size: int, made: int) -> list[tuple[int, float]]:
     return [(math.floor(at), at - math.floor(at)) for at in places]
 
 
-def tall_weights(weight: Tensor) -> Tensor:
+def resizing_weights(weight: Tensor, axis: int) -> Tensor:
     """Of a 3x3 convolution with a stride of 2 behind a resize of three rows to two, for both.
 
     Two rows of what was resized are three rows of the image, so that one of five rows and a
@@ -143,18 +143,20 @@ def tall_weights(weight: Tensor) -> Tensor:
     as the first and the last, and neither of the two has anything beyond.
 
     Args:
-        weight: (C, c, 3, k), rows 2 y - 1 .. 2 y + 1 of what was resized.
+        weight: (C, c, ky, kx), along `axis` 3: 2 y - 1 .. 2 y + 1 of what was resized.
+        axis: 0 for rows, 1 for columns.
 
     Returns:
-        (C, c, 5, k), rows 3 y - 2 .. 3 y + 2.
+        along `axis` 5: 3 y - 2 .. 3 y + 2.
     """
-    rows = torch.zeros(5, 3)
+    places = torch.zeros(5, 3)
     for made in (-1, 0, 1):
-        place = 1.5 * made + 0.25
-        first = math.floor(place)
-        rows[first + 2, made + 1] = 1 - (place - first)
-        rows[first + 3, made + 1] = place - first
-    return torch.einsum('ry,ocyx->ocrx', rows, weight)
+        at = 1.5 * made + 0.25
+        first = math.floor(at)
+        places[first + 2, made + 1] = 1 - (at - first)
+        places[first + 3, made + 1] = at - first
+    equation = 'ry,ocyx->ocrx' if axis == 0 else 'rx,ocyx->ocyr'
+    return torch.einsum(equation, places, weight)
 
 
 def scaled(volume: Tensor, scale: Tensor, channels: int) -> Tensor:

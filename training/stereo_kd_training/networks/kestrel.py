@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,8 @@ class _Convolution(nn.Module):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: int | tuple[int, int] = 1,
-        padding: int = 0,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
     ) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
 
@@ -156,12 +156,17 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(c4, out_channels, 1)
         self.tall_stem = _Convolution()
 
-    def forward(self, image: Tensor, tall: bool = False) -> tuple[Tensor, Tensor]:
-        """`tall`: three rows of the image are two of what the stem sees; see `deployed`."""
-        if tall:
+    def forward(
+        self, image: Tensor, resized: tuple[bool, bool] = (False, False)
+    ) -> tuple[Tensor, Tensor]:
+        """`resized`: three rows, or columns, of the image are two of what the stem sees."""
+        if any(resized):
             weight, bias = folded(self.stem[0], self.stem[1])
-            weight = deployed.constant(deployed.tall_weights(weight))
-            stem = F.relu(self.tall_stem(image, weight, deployed.constant(bias), (3, 2), (2, 1)))
+            for axis in (axis for axis in (0, 1) if resized[axis]):
+                weight = deployed.resizing_weights(weight, axis)
+            stride, padding = ([3 if r else 2 for r in resized], [2 if r else 1 for r in resized])
+            weight, bias = deployed.constant(weight), deployed.constant(bias)
+            stem = F.relu(self.tall_stem(image, weight, bias, stride, padding))
         else:
             stem = self.stem(image)
         quarter = self.quarter(stem)
@@ -634,12 +639,14 @@ class Kestrel(StereoNetwork):
     def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """See `StereoNetwork.resizes`: so that a cell has four pixels each way."""
         down, across = ((s // math.gcd(s, 4), 4 // math.gcd(s, 4)) for s in self.cell)
-        return ((1, 1) if self._tall else down), across
+        rows, columns = self._resized_by_stem
+        return ((1, 1) if rows else down), ((1, 1) if columns else across)
 
     @property
-    def _tall(self) -> bool:
-        """Whether the stem of the graph that is being traced resizes rows."""
-        return self.cell[0] == 6 and deployed.deployed('stem') and deployed.deployed('input')
+    def _resized_by_stem(self) -> tuple[bool, bool]:
+        """Whether the stem of the graph that is being traced resizes rows, and columns."""
+        able = deployed.deployed('stem') and deployed.deployed('input')
+        return able and self.cell[0] == 6, able and self.cell[1] == 6
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a network with other cells, another range or less of it all, as a start.
@@ -714,8 +721,11 @@ class Kestrel(StereoNetwork):
             found['correlation_scale'] = convolutions['scaling'][0].flatten()[0]
         if 'encoder.tall_stem' in convolutions:
             weight, bias = convolutions['encoder.tall_stem']
-            # Of the rows of the image, those that one row of the resized has most of.
-            found['encoder.stem.0.weight'] = weight[:, :, [1, 2, 4]] / 0.75
+            # Of the image's rows or columns, those that one of the resized has most of.
+            for axis in (2, 3):
+                if weight.shape[axis] == 5:
+                    weight = weight.index_select(axis, torch.tensor([1, 2, 4])) / 0.75
+            found['encoder.stem.0.weight'] = weight
             norm = self.encoder.stem[1]
             found['encoder.stem.1.weight'] = torch.full_like(bias, math.sqrt(1 + norm.eps))
             found['encoder.stem.1.bias'] = bias
@@ -736,7 +746,7 @@ class Kestrel(StereoNetwork):
         if self.cell != (4, 4) and not deployed.deployed('input'):
             scales = tuple(4.0 / size for size in self.cell)
             views = F.interpolate(views, scale_factor=scales, mode='bilinear', align_corners=False)
-        stems, features = self.encoder(views, self._tall)
+        stems, features = self.encoder(views, self._resized_by_stem)
         stem_left, _ = split_views(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
