@@ -113,6 +113,11 @@ def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor
     return weight, norm.bias - norm.running_mean * scale
 
 
+def unfolded(norm: nn.BatchNorm2d, bias: Tensor) -> dict[str, Tensor]:
+    """What is left to a batch norm of mean 0 and variance 1 that `folded` has been through."""
+    return {'weight': torch.full_like(bias, math.sqrt(1 + norm.eps)), 'bias': bias}
+
+
 def _stage(
     in_channels: int, out_channels: int, stride: int, blocks: int, expansion: int
 ) -> nn.Sequential:
@@ -420,9 +425,7 @@ class Refinement(nn.Module):
         answer, _ = convolutions['of_answer']
         costs = costs.view(len(costs), -1, 4, channels)[:, :, 0].reshape(len(costs), -1, 1, 1)
         found['enter.0.weight'] = torch.cat((costs, context, answer), 1)
-        # Its batch norm is in the weights; what is left is of the mean 0 and the variance 1.
-        found['enter.1.weight'] = torch.full_like(bias, math.sqrt(1 + self.enter[1].eps))
-        found['enter.1.bias'] = bias
+        found.update({f'enter.1.{k}': v for k, v in unfolded(self.enter[1], bias).items()})
         return found
 
 
@@ -726,12 +729,15 @@ class Kestrel(StereoNetwork):
                 if weight.shape[axis] == 5:
                     weight = weight.index_select(axis, torch.tensor([1, 2, 4])) / 0.75
             found['encoder.stem.0.weight'] = weight
-            norm = self.encoder.stem[1]
-            found['encoder.stem.1.weight'] = torch.full_like(bias, math.sqrt(1 + norm.eps))
-            found['encoder.stem.1.bias'] = bias
+            norm = unfolded(self.encoder.stem[1], bias)
+            found.update({f'encoder.stem.1.{k}': v for k, v in norm.items()})
         if self.refinement is not None:
             scope = 'refinement.'
-            own = {k.removeprefix(scope): v for k, v in convolutions.items() if scope in k}
+            own = {
+                name.removeprefix(scope): value
+                for name, value in convolutions.items()
+                if name.startswith(scope)
+            }
             found.update({scope + k: v for k, v in self.refinement.recovered(own).items()})
         return found
 
