@@ -599,7 +599,7 @@ class Kestrel(StereoNetwork):
         if max_disparity_px % cell_px or max_disparity_px <= 0:
             raise NetworkError(
                 f'max_disparity_px is {max_disparity_px}, expected a positive multiple of '
-                f'{cell_px}'
+                f'{cell_px}, the cell_px'
             )
         self.max_disparity_px = float(max_disparity_px)
         self.cell_px = cell_px
