@@ -23,8 +23,8 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     window_regression,
     with_cells,
 )
-from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
-from stereo_kd_training.train import LossWeights, supervised_loss  # noqa: E402
+from stereo_kd_training.prune import prune_to_ratio, save_network  # noqa: E402
+from stereo_kd_training.train import LossWeights, load_weights, supervised_loss  # noqa: E402
 
 
 @settings(max_examples=20, deadline=None)
@@ -250,10 +250,32 @@ def test_cells_of_what_has_none_are_refused():
         with_cells(create('anynet'), 3)
     with pytest.raises(NetworkError, match='multiple of 5'):
         with_cells(create('kestrel', **{**TINY, 'max_disparity_px': 48}), 5)
+
+
+def test_a_pruned_network_keeps_its_widths_in_other_cells(tmp_path):
+    torch.manual_seed(0)
     pruned = create('kestrel', **TINY)
     prune_to_ratio(pruned, 0.5, round_to=4)
-    with pytest.raises(NetworkError, match='a pruned one'):
-        with_cells(pruned, 3)
+    images = torch.rand(2, 1, 3, 96, 192)
+    tall = with_cells(pruned, 4, 6)
+    again = with_cells(tall, 4)
+    assert again.configuration['widths'] == pruned.configuration['widths']
+    with torch.no_grad():
+        assert tall(*images).disparity.shape == (1, 96, 192)
+        answer = pruned(*images)
+        # Convex weights are interpolated on the way; what lies before them is the same.
+        torch.testing.assert_close(again(*images).features['coarse'], answer.features['coarse'])
+    coarse = with_cells(pruned, 2)
+    assert coarse.aggregation.logits.out_channels == coarse.hypotheses == 2 * pruned.hypotheses
+    for name, parameter in coarse.named_parameters():
+        if not name.startswith(('upsampling.1.', 'aggregation.logits.', 'aggregation.enter.0.')):
+            torch.testing.assert_close(parameter, pruned.state_dict()[name])
+
+    save_network(pruned, tmp_path / 'pruned.pt')
+    started = create('kestrel', **{**TINY, 'cell_px': 2})
+    load_weights(started, tmp_path / 'pruned.pt')
+    assert started.configuration == coarse.configuration
+    torch.testing.assert_close(started.state_dict(), coarse.state_dict())
 
 
 def test_a_smaller_network_is_not_started_from_a_larger_one():

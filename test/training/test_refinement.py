@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: E402
 from stereo_kd_ros.model import read_manifest  # noqa: E402
 from stereo_kd_training.complexity import complexity  # noqa: E402
 from stereo_kd_training.export import build_manifest, export_again, export_network  # noqa: E402
-from stereo_kd_training.networks import NetworkError, create, deployed  # noqa: E402
+from stereo_kd_training.networks import NetworkError, build, create, deployed  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
     FARTHEST_NEIGHBOUR,
     REFINED_STEPS,
@@ -27,7 +27,7 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     with_refinement,
 )
 from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
-from stereo_kd_training.prune import prune_to_ratio  # noqa: E402
+from stereo_kd_training.prune import find_unprunable, prune_to_ratio  # noqa: E402
 from stereo_kd_training.train import (  # noqa: E402
     LossWeights,
     Trainer,
@@ -332,13 +332,46 @@ def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
         with_refinement(plain, create('kestrel', **TINY))
     with pytest.raises(NetworkError, match='another stem'):
         with_refinement(create('kestrel', **{**TINY, 'stem': 16}), refined())
-    pruned = refined()
-    prune_to_ratio(pruned, 0.5, round_to=4)
-    with pytest.raises(NetworkError, match='a pruned network'):
-        with_refinement(pruned, refined())
-    assert with_refinement(pruned, pruned, 2).refined_passes == 2
+    without_stem = refined()
+    prune_to_ratio(without_stem, 0.5, round_to=4)
+    assert without_stem.configuration['widths']['encoder.stem.0'][1] == 4
+    with pytest.raises(NetworkError, match='another stem'):
+        with_refinement(without_stem, refined())
+    assert with_refinement(without_stem, without_stem, 2).refined_passes == 2
     with pytest.raises(NetworkError, match='only a Kestrel'):
         with_refinement(create('anynet', max_disparity_px=64), refined())
+
+
+@pytest.mark.parametrize('ratio', [0.0, 0.5])
+def test_a_pruned_network_learns_anew_what_of_its_cells_is_read(ratio):
+    torch.manual_seed(1)
+    other = refined()
+    pruned = create('kestrel', **TINY)
+    stem = {'encoder.stem.0': 'the refinement reads it', **find_unprunable(pruned)}
+    prune_to_ratio(pruned, 0.5, round_to=4, frozen=stem)
+    if ratio:
+        prune_to_ratio(other, ratio, round_to=4, frozen={**find_unprunable(other), **stem})
+    network = with_refinement(pruned, other)
+    read = network.refinement.enter[0].weight
+    known = pruned.upsampling[0][0].in_channels
+    assert known < create('kestrel', **TINY).upsampling[0][0].in_channels
+    others = other.refinement.enter[0].weight
+    if ratio:
+        # Of as many channels as its own: pruned alike.
+        torch.testing.assert_close(read, others)
+    else:
+        nothing = read[:, -10 - known : -10]
+        torch.testing.assert_close(nothing, torch.zeros_like(nothing))
+        torch.testing.assert_close(read[:, -10:], others[:, -10:])
+        compared = read.shape[1] - 10 - known
+        torch.testing.assert_close(read[:, :compared], others[:, :compared])
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        answer, before = network(*images), pruned.eval()(*images)
+    torch.testing.assert_close(answer.features['unrefined'], before.features['coarse'])
+    assert (answer.disparity - before.disparity).abs().max() > 0
+    rebuilt = build(network.configuration)
+    rebuilt.load_state_dict(network.state_dict())
 
 
 @pytest.mark.parametrize('numbers', [(4, 8, 1), (4, 8, 1, 6)])

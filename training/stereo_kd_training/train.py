@@ -882,6 +882,7 @@ def load_weights(network: StereoNetwork, path: Path | str) -> None:
     widths = configuration.get('widths')
     try:
         if widths and not network.configuration.get('widths'):
+            widths = network.followed(widths)
             apply_widths(network, widths)
             network.configuration['widths'] = dict(widths)
         network.load_state_dict(network.fitted(weights))

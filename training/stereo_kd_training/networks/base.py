@@ -219,6 +219,18 @@ class StereoNetwork(nn.Module):
         """
         return {}
 
+    def followed(self, widths: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Widths of a pruned network of other options, as this one would have them.
+
+        Args:
+            widths: as `channels.changed_widths` gives them, of a network that is like this one but
+                for some options.
+
+        Returns:
+            those that differ from this network's, which was not pruned.
+        """
+        return widths
+
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict to start from, made of one that need not be of exactly this network."""
         return state

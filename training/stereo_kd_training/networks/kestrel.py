@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,7 @@ from stereo_kd_training.networks.base import (
     opaque,
     split_views,
 )
+from stereo_kd_training.networks.channels import channel_widths
 from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
 CELLS_PX = (6, 5, 4, 3, 2)
@@ -702,6 +704,30 @@ class Kestrel(StereoNetwork):
         width = self.max_disparity_px / hypotheses
         return min(shapes, key=lambda shape: abs(shape[1] - width), default=self.cell)
 
+    def followed(self, widths: dict[str, list[int]]) -> dict[str, list[int]]:
+        """See `StereoNetwork.followed`: cells, range and refinement are of this network."""
+        own = channel_widths(self)
+        result = {name: list(width) for name, width in widths.items() if name in own}
+
+        def set_width(name: str, place: int, width: int) -> None:
+            changed = list(result.get(name, own[name]))
+            changed[place] = width
+            result.pop(name, None)
+            if changed != own[name]:
+                result[name] = changed
+
+        def outputs(name: str) -> int:
+            return result.get(name, own[name])[1]
+
+        set_width('upsampling.1', 1, own['upsampling.1'][1])
+        set_width('aggregation.logits', 1, self.hypotheses)
+        set_width('aggregation.enter.0', 0, self.hypotheses + outputs('context.0'))
+        if self.refinement is not None:
+            compared = outputs('refinement.project') * (2 * REFINED_STEPS + 1)
+            context = result.get('upsampling.0.0', own['upsampling.0.0'])[0]
+            set_width('refinement.enter.0', 0, compared + context + _OF_THE_ANSWER)
+        return result
+
     @torch.no_grad()
     def temper(self, temperature: float) -> None:
         """See `StereoNetwork.temper`; both summands of the logits are divided in place.
@@ -822,7 +848,7 @@ def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None 
     A confidence that was calibrated is that of the old cells; calibrate the new ones again.
 
     Args:
-        network: a `Kestrel` that was not pruned.
+        network: a `Kestrel`, pruned or not.
         cell_px: width of its cells, see `Kestrel`.
         cell_height_px: their height, the same if not given.
 
@@ -830,21 +856,41 @@ def with_cells(network: StereoNetwork, cell_px: int, cell_height_px: int | None 
         a new network in eval mode.
 
     Raises:
-        NetworkError: another network, a pruned one, or cells that do not divide its range.
+        NetworkError: another network, or cells that do not divide its range.
     """
-    configuration = network.configuration
-    if not isinstance(network, Kestrel) or configuration.get('widths'):
-        what = 'a pruned one' if isinstance(network, Kestrel) else type(network).__name__
-        raise NetworkError(f'cells belong to a Kestrel that was not pruned, this is {what}')
-    # Not from the top: `networks` registers what this module defines.
-    from stereo_kd_training.networks import create
-
+    if not isinstance(network, Kestrel):
+        raise NetworkError(f'cells belong to a Kestrel, this is {type(network).__name__}')
+    configuration = copy.deepcopy(network.configuration)
     options = {**configuration['options'], 'cell_px': cell_px, 'cell_height_px': cell_height_px}
     if cell_height_px is None:
         del options['cell_height_px']
-    other = create(configuration['name'], **options)
+    configuration['options'] = options
+    other = _rebuilt(configuration)
     other.load_state_dict(other.fitted(network.state_dict()))
     return other.eval()
+
+
+Value = TypeVar('Value')
+
+
+def _inside(scope: str, named: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in named.items() if name.startswith(scope)}
+
+
+def _outside(scope: str, named: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in named.items() if not name.startswith(scope)}
+
+
+def _rebuilt(configuration: dict[str, Any]) -> Kestrel:
+    """A network with the widths of a pruned one where these do not follow from its options."""
+    # Not from the top: `networks` registers what this module defines.
+    from stereo_kd_training.networks import build, create
+
+    widths = configuration.get('widths')
+    if widths:
+        plain = create(configuration['name'], **configuration['options'])
+        configuration = {**configuration, 'widths': plain.followed(widths)}
+    return build(configuration)
 
 
 def with_refinement(
@@ -857,7 +903,9 @@ def with_refinement(
     A confidence that was calibrated is that of the answers before; calibrate again.
 
     Args:
-        network: a `Kestrel`, with a refinement that is replaced or without.
+        network: a `Kestrel`, with a refinement that is replaced or without. What a pruned one
+            knows of its cells is not read, until it is trained: `other` has other channels, unless
+            as many are left in both.
         other: a `Kestrel` with one; may be `network` itself.
         passes: how often it is asked; as often as in `other` if not given.
 
@@ -865,39 +913,44 @@ def with_refinement(
         a new network in eval mode.
 
     Raises:
-        NetworkError: `network` is pruned, `other` has no refinement, or its stem or context have
-            other channels.
+        NetworkError: `other` has no refinement, or its stem has other channels.
     """
-    from stereo_kd_training.networks import build
-
     if not isinstance(network, Kestrel) or not isinstance(other, Kestrel):
         raise NetworkError('only a Kestrel has a refinement, and only a Kestrel can take one')
-    if network.configuration.get('widths') and other is not network:
-        raise NetworkError(
-            'a pruned network has lost channels that the refinement of another reads; train one '
-            'of its own (`trained: [refinement]`)'
-        )
     if other.refinement is None:
         raise NetworkError(
             'the network whose refinement is wanted has no refinement; give one trained with '
             '`options: {refined: [8, 48, 3]}`, such as kestrel_large'
         )
+    has, wants = network.encoder.stem[0].out_channels, other.refinement.project.in_channels
+    if has != wants:
+        raise NetworkError(
+            f'the refinement is of a network with another stem, of {wants} channels where this '
+            f'one has {has}'
+        )
     configuration = copy.deepcopy(network.configuration)
     configuration['options']['refined'] = other.configuration['options']['refined']
     configuration['options']['refined_passes'] = passes or other.refined_passes
-    refined = build(configuration)
+    scope, enter = 'refinement.', 'refinement.enter.0.weight'
+    widths = {
+        **_outside(scope, network.configuration.get('widths', {})),
+        **_inside(scope, other.configuration.get('widths', {})),
+    }
+    if widths:
+        configuration['widths'] = widths
+    refined = _rebuilt(configuration)
     weights = refined.fitted(network.state_dict())
-    for key, value in other.refinement.state_dict().items():
-        weights[f'refinement.{key}'] = value
-    enter = 'refinement.enter.0.weight'
-    more = refined.state_dict()[enter].shape[1] - weights[enter].shape[1]
-    if more > 0:
-        before = weights[enter].shape[1] - _OF_THE_ANSWER
-        known, own = weights[enter].split((before, _OF_THE_ANSWER), 1)
-        nothing = torch.zeros_like(known[:, :1]).repeat_interleave(more, 1)
-        weights[enter] = torch.cat((known, nothing, own), 1)
-    try:
-        refined.load_state_dict(weights)
-    except RuntimeError as error:
-        raise NetworkError(f'the refinement is of a network with another stem: {error}') from error
+    weights.update(_inside(scope, other.state_dict()))
+    read, reads = weights[enter], refined.state_dict()[enter].shape[1]
+    if reads != read.shape[1]:
+        compared = read.shape[1] - other.upsampling[0][0].in_channels - _OF_THE_ANSWER
+        known = reads - compared - _OF_THE_ANSWER
+        costs, context, own = read.split(
+            (compared, read.shape[1] - compared - _OF_THE_ANSWER, _OF_THE_ANSWER), 1
+        )
+        nothing = torch.zeros_like(read[:, :1]).repeat_interleave(known, 1)
+        if known > context.shape[1]:
+            nothing[:, : context.shape[1]] = context
+        weights[enter] = torch.cat((costs, nothing, own), 1)
+    refined.load_state_dict(weights)
     return refined.eval()
