@@ -78,6 +78,21 @@ def test_a_finer_teacher_keeps_its_mean_on_the_students_grid():
     torch.testing.assert_close(mean, torch.nn.functional.avg_pool2d(full, 4))
 
 
+@pytest.mark.parametrize('size', [(4, 2), (1, 8), (2, 16), (8, 2), (8, 8)])
+def test_cells_of_teacher_and_student_may_differ_in_one_direction(size):
+    answer = full_answer()
+    probabilities, _ = teacher_distribution(answer, torch.arange(16.0), size)
+    assert probabilities.shape == (2, 16, *size)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, *size))
+    # A distribution that is the same in each row, or column, stays so.
+    rows = answer.logits[:, :, :1].expand_as(answer.logits)
+    columns = answer.logits[..., :1].expand_as(answer.logits)
+    for logits, across in ((rows, 2), (columns, 3)):
+        alike = TeacherAnswer(answer.disparity, None, logits, answer.hypotheses)
+        seen, _ = teacher_distribution(alike, torch.arange(16.0), size)
+        torch.testing.assert_close(seen, seen.narrow(across, 0, 1).expand_as(seen))
+
+
 def test_the_same_grid_changes_nothing():
     answer = full_answer()
     probabilities, _ = teacher_distribution(answer, torch.arange(16.0), (4, 8))

@@ -265,9 +265,11 @@ def teacher_distribution(
         spread = laplace_distribution(coarse, hypotheses, laplace_scale_px * temperature)
         return spread, known
     probabilities = (answer.logits.float() / temperature).softmax(dim=1)
-    if probabilities.shape[-2] > size[0]:
-        probabilities = F.adaptive_avg_pool2d(probabilities, size)
-    elif probabilities.shape[-2] < size[0]:
+    # Each axis for itself: cells need not be square, and those of the two may differ in one only.
+    averaged = tuple(min(has, wanted) for has, wanted in zip(probabilities.shape[-2:], size))
+    if averaged != tuple(probabilities.shape[-2:]):
+        probabilities = F.adaptive_avg_pool2d(probabilities, averaged)
+    if averaged != tuple(size):
         probabilities = F.interpolate(probabilities, size, mode='bilinear', align_corners=False)
     probabilities = rebin(probabilities, answer.hypotheses, hypotheses)
     known = torch.ones_like(probabilities[:, 0], dtype=torch.bool)
