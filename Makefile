@@ -79,7 +79,7 @@ help:
 	@echo 'make bench        time every model beside its peers: bench.json, bench.png'
 	@echo 'make graph-table  what each way of writing the graph wins: graphs.json'
 	@echo 'make scale        cost against pixels, range, cameras; the start: scale.json, scale.png'
-	@echo 'make bench-check  the same; fails when a ratio grew since benchmarks/baseline.json'
+	@echo 'make bench-check  the same; fails when a ratio grew since benchmarks/baselines'
 	@echo 'make faults  inject every named fault, and see the node answer and recover'
 	@echo 'make fuzz    throw $(FUZZ_N) damaged messages at the pipeline, and judge every answer'
 	@echo 'make soak    run the node at full rate for SECONDS=$(SECONDS), and plot latency and memory'
@@ -132,7 +132,7 @@ bench: $(RUNTIME)
 	    $$($(BIN)/python -c 'import matplotlib' 2>/dev/null && echo --plot bench.png) $(BENCH_ARGS)
 
 bench-check: $(RUNTIME)
-	$(BENCH) --peers $(PEERS) --check benchmarks/baseline.json $(BENCH_ARGS)
+	$(BENCH) --peers $(PEERS) --check benchmarks/baselines $(BENCH_ARGS)
 
 # One change at a time, all timed in turn; slow to export, so kept until the code of a form changes.
 GRAPHS := $(VENV)/graphs/upsampling_by_reduction.onnx

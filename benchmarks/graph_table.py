@@ -264,7 +264,7 @@ def measure(
     """Time the variants in a folder in turn and print a table."""
     import onnxruntime
 
-    from stereo_kd_ros.choice import processor_name
+    from stereo_kd_ros.processor import processor_name
 
     height, width = size
     rng = np.random.default_rng(0)

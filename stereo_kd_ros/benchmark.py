@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 
 import stereo_kd_ros
 from stereo_kd_ros.cache import gpu_and_driver
-from stereo_kd_ros.choice import processor_name
 from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
 from stereo_kd_ros.model import resolve_model
 from stereo_kd_ros.peak import Peak, PeakError, measure_peak
 from stereo_kd_ros.procedural import render_pair
+from stereo_kd_ros.processor import processor_name, vector_unit
 from stereo_kd_ros.providers import ON_GPU
 from stereo_kd_ros.subjects import (
     DISPARITY_RANGE_PX,
@@ -459,6 +459,7 @@ def machine(specs: Sequence[SubjectSpec] = ()) -> dict[str, Any]:
 
     told = {
         'processor': processor_name() or platform.processor() or platform.machine(),
+        'vectors': vector_unit(),
         'cores': os.cpu_count(),
         'load_1min': round(os.getloadavg()[0], 2),
         'system': platform.platform(),
@@ -476,12 +477,40 @@ def machine(specs: Sequence[SubjectSpec] = ()) -> dict[str, Any]:
     return told
 
 
+def baseline_for(path: Path, vectors: str) -> dict[str, Any]:
+    """The report to compare with: of this file, or that in a folder whose processor is alike.
+
+    What a matcher of integers and a network cost beside each other differs with the instructions
+    that a processor has, by a factor of five from AVX2 to BF16.
+
+    Args:
+        path: a report, or a folder of reports.
+        vectors: the `vector_unit` that the new report is of.
+
+    Raises:
+        BenchmarkError: there is no such file, or none in the folder for such a processor.
+    """
+    if not path.is_dir():
+        return read_report(path)
+    kinds = {}
+    for file in sorted(path.glob('*.json')):
+        kinds[file.name] = read_report(file)
+        if kinds[file.name]['machine'].get('vectors') == vectors:
+            return kinds[file.name]
+    told = [f'{name} ({kind["machine"].get("vectors")})' for name, kind in kinds.items()]
+    raise BenchmarkError(
+        f'{path} has no report of a processor with {vectors or "unknown instructions"}, only '
+        f'{", ".join(told) or "nothing"}; make one with --json {path}/NAME.json where nothing '
+        'else runs, and later runs are held to it'
+    )
+
+
 def compare_with(
     report: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = 0.25
 ) -> list[str]:
     """What got slower, as sentences: rows whose ratio to the reference grew by > tolerance.
 
-    Only ratios of one run are compared, so that another machine can be held to them.
+    Only ratios of one run are compared, so that another machine of its kind can be held to them.
 
     Raises:
         BenchmarkError: the two reports share no row.

@@ -135,15 +135,3 @@ def quickest(median_ms: Mapping[Candidate, float], current: Candidate) -> Candid
         return current
     best = min(median_ms, key=lambda candidate: median_ms[candidate])
     return best if median_ms[best] < WORTH_CHANGING * median_ms[current] else current
-
-
-def processor_name() -> str:
-    """The processor's model, as Linux tells it; empty elsewhere."""
-    try:
-        text = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
-    except OSError:
-        return ''
-    for line in text.splitlines():
-        if line.startswith(('model name', 'Model', 'Hardware')):
-            return line.partition(':')[2].strip()
-    return ''

@@ -47,7 +47,6 @@ from .choice import (
     Candidate,
     ChoiceKey,
     measure,
-    processor_name,
     quickest,
     recall,
     remember,
@@ -59,6 +58,7 @@ from .model import (
     check_contract,
     resolve_model,
 )
+from .processor import computes_bf16, processor_name, vector_unit
 from .providers import (
     EXECUTION_PROVIDERS,
     EXTRAS,
@@ -512,7 +512,7 @@ class StereoEngine:
         height, width = left.shape[:2]
         key = ChoiceKey(
             model_sha256=file_sha256(self.path),
-            processor=processor_name(),
+            processor=f'{processor_name()} {vector_unit()}',
             threads=self.threads,
             height=height,
             width=width,
@@ -655,17 +655,9 @@ def _precisions(name: str, precision: str) -> tuple[str, ...]:
             f'onnxruntime-{EXTRAS[name]}'
         )
     try:
-        return precisions(name, precision, _cpu_computes_bf16())
+        return precisions(name, precision, computes_bf16())
     except ProviderOptionError as error:
         raise EngineError(str(error)) from error
-
-
-def _cpu_computes_bf16() -> bool:
-    try:
-        flags = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
-    except OSError:
-        return False
-    return 'avx512_bf16' in flags or 'amx_bf16' in flags
 
 
 def _create_session(

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 import stereo_kd_ros
+from stereo_kd_ros.processor import processor_name, vector_unit
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float | None]:
@@ -30,7 +31,8 @@ def percentiles(values_ms: Sequence[float]) -> dict[str, float | None]:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        'cpu': _cpu_name(),
+        'cpu': processor_name() or platform.processor(),
+        'vectors': vector_unit(),
         'cores': os.cpu_count(),
         'system': platform.platform(),
         'python': platform.python_version(),
@@ -62,12 +64,3 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
     temporary.replace(path)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()

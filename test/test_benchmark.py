@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stereo_kd_ros.bag import BagError, StereoBagWriter, StereoTopics
 from stereo_kd_ros.benchmark import (
     FIRST_EPE_SEED,
     GeneratedPairs,
+    baseline_for,
     benchmark,
     check_plot,
     compare_with,
@@ -317,6 +319,29 @@ def test_the_guard_names_what_got_slower(report, tmp_path):
     other['rows'][1]['width'] = 1
     with pytest.raises(BenchmarkError, match='in common'):
         compare_with(report, other)
+
+
+def test_of_a_folder_the_baseline_of_such_a_processor_counts(report, tmp_path):
+    for name, vectors in (('one', 'AVX2'), ('other', 'NEON')):
+        of_it = copy.deepcopy(report)
+        of_it['machine']['vectors'] = vectors
+        of_it['rows'][1]['ratio_to_reference'] = len(vectors)
+        write_report(of_it, tmp_path / f'{name}.json')
+    assert baseline_for(tmp_path, 'AVX2')['rows'][1]['ratio_to_reference'] == 4
+    assert baseline_for(tmp_path, 'NEON') == read_report(tmp_path / 'other.json')
+    # A file by name is what was asked for, whatever it is of.
+    assert baseline_for(tmp_path / 'one.json', 'NEON')['machine']['vectors'] == 'AVX2'
+    with pytest.raises(BenchmarkError, match=r'AMX BF16, only one.json \(AVX2\), other.*--json'):
+        baseline_for(tmp_path, 'AMX BF16')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(BenchmarkError, match='only nothing'):
+        baseline_for(tmp_path / 'empty', 'AVX2')
+
+
+def test_shipped_baselines_are_of_processors_that_differ():
+    folder = Path(__file__).resolve().parents[1] / 'benchmarks' / 'baselines'
+    kinds = [read_report(path)['machine']['vectors'] for path in folder.glob('*.json')]
+    assert kinds and len(set(kinds)) == len(kinds) and all(kinds)
 
 
 def test_the_guard_says_what_it_did_not_compare(report):

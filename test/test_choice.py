@@ -14,7 +14,6 @@ from stereo_kd_ros.choice import (
     Candidate,
     ChoiceKey,
     measure,
-    processor_name,
     quickest,
     recall,
     remember,
@@ -128,7 +127,3 @@ def test_without_a_home_nothing_is_remembered(monkeypatch):
     assert recall(KEY, ALL) is None
     with pytest.raises(CacheError, match='neither'):
         remember(KEY, BF16, {BF16: 7.0})
-
-
-def test_the_processor_is_one_line():
-    assert '\n' not in processor_name()

@@ -242,7 +242,7 @@ class TestMakefile:
         ('target', 'more', 'said'),
         [
             ('bench', ',sgbm-hh', '--json bench.json'),
-            ('bench-check', '', '--check benchmarks/baseline.json'),
+            ('bench-check', '', '--check benchmarks/baselines'),
         ],
     )
     def test_benchmarks_need_no_torch_and_take_the_engines_providers(

@@ -18,6 +18,7 @@ from stereo_kd_ros.commands.console import (
     require_rclpy,
     table_of,
 )
+from stereo_kd_ros.processor import vector_unit
 
 
 @readable_errors
@@ -83,7 +84,10 @@ def bench(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option(help='A report of before; exit code 1 when a ratio grew by more than 25 %.'),
+        typer.Option(
+            help='A report of before, or a folder of reports, of which that of a processor like '
+            'this one counts; exit code 1 when a ratio grew by more than 25 %.'
+        ),
     ] = None,
 ) -> None:
     """Time models and their peers in turn, with their ratios and the machine's floor."""
@@ -109,7 +113,7 @@ def bench(
     from stereo_kd_ros import benchmark as benchmarking
     from stereo_kd_ros.model import list_models
 
-    before = benchmarking.read_report(check) if check else None
+    before = benchmarking.baseline_for(check, vector_unit()) if check else None
     if plot:
         benchmarking.check_plot(plot)
     named = _words(models) or [path.stem for path in list_models()]
@@ -136,7 +140,8 @@ def bench(
         f'x {report["reference"]}',
         'MB',
         'EPE px',
-        title=f'{report["machine"]["processor"]}, load {report["machine"]["load_1min"]}',
+        title=f'{report["machine"]["processor"]}, {report["machine"]["vectors"]}, load '
+        f'{report["machine"]["load_1min"]}',
     )
     for row in report['rows']:
         table.add_row(
