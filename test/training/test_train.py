@@ -19,6 +19,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tiny_kestrel import TINY  # noqa: E402
 
+from stereo_kd_training import precision  # noqa: E402
 from stereo_kd_training.datasets.augment import Augmentation  # noqa: E402
 from stereo_kd_training.datasets.base import DatasetError, StereoSample  # noqa: E402
 from stereo_kd_training.networks import StereoOutput  # noqa: E402
@@ -202,6 +203,35 @@ def test_bfloat16_trains_whole_weights_and_may_resume(tmp_path):
     whole.run()
     for name, value in state(whole).items():
         assert torch.equal(value, state(resumed)[name]), name
+
+
+def test_what_is_computed_in_is_the_machines_matter_unless_it_is_named(tmp_path, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip('the processor is asked where there is no GPU')
+    assert TrainingConfig().precision == 'auto'
+    pairs = ShiftedTextures()
+    for has_bf16, chosen in ((True, 'bf16'), (False, 'no')):
+        monkeypatch.setattr(precision, 'computes_bf16', lambda has=has_bf16: has)
+        run = config(steps=1, precision='auto', validate_every=9)
+        # The second goes on with what the first began.
+        trainer = Trainer(run, tmp_path, pairs)
+        assert trainer.accelerator.mixed_precision == chosen
+        trainer.run()
+    for named in ('bf16', 'no'):
+        Trainer(config(steps=1, precision=named, validate_every=9), tmp_path, pairs)
+        if named == 'bf16':
+            with pytest.raises(TrainingError, match='another precision'):
+                Trainer(config(steps=1, precision='no', validate_every=9), tmp_path, pairs)
+            Trainer(run, tmp_path, pairs)
+
+
+def test_bfloat16_where_it_will_be_slow_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(precision, 'hardware_has_bf16', lambda: False)
+    assert precision.resolved('bf16') == 'bf16'
+    assert 'many times slower' in caplog.text
+    caplog.clear()
+    assert [precision.resolved(name) for name in ('auto', 'no', 'fp16')] == ['no', 'no', 'fp16']
+    assert not caplog.text
 
 
 def test_float16_needs_a_gpu(tmp_path):

@@ -53,6 +53,7 @@ from stereo_kd_training.distill import (
 from stereo_kd_training.networks import StereoNetwork, create
 from stereo_kd_training.networks.checkpoint import load_checkpoint
 from stereo_kd_training.networks.shipped import load_shipped
+from stereo_kd_training.precision import resolved
 from stereo_kd_training.recipe import Recipe, RecipeError, Source, Training
 from stereo_kd_training.teacher_cache import TeacherCache
 from stereo_kd_training.teachers import (
@@ -464,7 +465,7 @@ class RecipeRun:
         if self.recipe.teacher.cache:
             return StoredTeacher()
         precision = self.recipe.distill.training.precision
-        return NetworkTeacher(self._load_teacher_network(), precision)
+        return NetworkTeacher(self._load_teacher_network(), resolved(precision))
 
     def _pairs_for(self, section: Training) -> Sequence[NamedPair]:
         loss = section.loss

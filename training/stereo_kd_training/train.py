@@ -55,6 +55,7 @@ from stereo_kd_training.networks import (
 )
 from stereo_kd_training.networks.contract import ContractModel
 from stereo_kd_training.parallel import share_statistics
+from stereo_kd_training.precision import PATTERN, resolved
 
 
 class TrainingError(RuntimeError):
@@ -83,6 +84,7 @@ class TrainingConfig(BaseModel):
     """What a run is made of; unknown keys are refused.
 
     Attributes:
+        precision: see `precision.resolved`.
         trained: beginnings of the names of the parts that learn; all else stays as it is, batch
             statistics included. Empty: the whole network learns.
         compile: run the network through torch.compile. Checkpoints are those of the plain
@@ -110,7 +112,7 @@ class TrainingConfig(BaseModel):
     final_fraction: float = Field(0.01, ge=0, le=1)
     weight_decay: float = Field(1e-2, ge=0)
     clip_gradient: float = Field(1.0, gt=0)
-    precision: str = Field('bf16', pattern='^(no|bf16|fp16)$')
+    precision: str = Field('auto', pattern=PATTERN)
     compile: bool = False
     compile_backend: Literal['inductor', 'aot_eager', 'eager'] = 'inductor'
     ema_decay: float = Field(0.999, ge=0, lt=1)
@@ -391,10 +393,11 @@ class Trainer:
         cuda = torch.cuda.is_available()
         # fp16 needs CUDA; asking for it elsewhere is a mistake that accelerate reports badly.
         if config.precision == 'fp16' and not cuda:
-            raise TrainingError('precision fp16 needs a CUDA device; use bf16 or no')
-        _forget_other_precision(config.precision)
+            raise TrainingError('precision fp16 needs a CUDA device; use auto, bf16 or no')
+        precision = resolved(config.precision)
+        _forget_other_precision(precision)
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision=precision,
             cpu=not cuda,
             gradient_accumulation_steps=1,
             # A loss need not reach every head that a network has.
@@ -447,6 +450,9 @@ class Trainer:
                 for key in sorted(set(before) | set(asked))
                 if before.get(key) != asked.get(key) and key not in _MAY_CHANGE
             ]
+            # It is the machine's matter, unless it was asked for by name both times.
+            if 'auto' in (before['precision'], asked['precision']):
+                differing = [key for key in differing if key != 'precision']
             if differing:
                 raise TrainingError(
                     f'{self.run_dir} holds a run with another {", ".join(differing)}; '

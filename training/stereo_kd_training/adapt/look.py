@@ -30,6 +30,7 @@ from stereo_kd_training.adapt.student import find_student
 from stereo_kd_training.adapt.teachers import NamedTeacher, open_teacher
 from stereo_kd_training.losses import smooth_l1_disparity
 from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.precision import resolved
 
 SAMPLED_PAIRS = 24
 # Corners are matched to a tenth of a pixel and some of them wrongly: a teacher that differs by
@@ -327,7 +328,7 @@ def _step_seconds(settings: AdaptSettings, network: StereoNetwork, camera: Stere
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        with torch.autocast('cpu', torch.bfloat16, enabled=settings.precision == 'bf16'):
+        with torch.autocast('cpu', torch.bfloat16, enabled=resolved(settings.precision) == 'bf16'):
             output = trial(*images)
         truth = torch.ones(settings.batch_size, height, width)
         smooth_l1_disparity(output.disparity, truth).backward()

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_kd_ros.bag import StereoBag
+from stereo_kd_training.precision import PATTERN
 
 STAGES = ('look', 'select', 'label', 'render', 'distil', 'prune', 'gate', 'deliver')
 # progress(stage, step, steps, text)
@@ -95,7 +96,7 @@ class AdaptSettings(BaseModel):
     round_to: int = Field(8, ge=1)
     margin: float = Field(0.1, gt=-1, lt=1)
     tolerance: float = Field(0.05, ge=0)
-    precision: str = Field('bf16', pattern='^(no|bf16|fp16)$')
+    precision: str = Field('auto', pattern=PATTERN)
     seed: int = 0
     bag_licence: str = "the bag owner's own"
     teacher_licence: str | None = None
