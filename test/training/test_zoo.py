@@ -160,6 +160,23 @@ def test_a_second_provider_adds_its_time_and_not_its_accuracy(folder: Path, repo
     assert as_markdown(collect(folder, [measured, other])).count('openvino') == 2
 
 
+def test_times_on_processors_of_two_kinds_stand_beside_each_other(
+    folder: Path, report: Path
+) -> None:
+    reports = []
+    for kind, factor in (('AVX2', 4.0), ('NEON', 9.0), ('AVX2', 5.0)):
+        of = json.loads(report.read_text())
+        of['machine']['vectors'] = kind
+        for own in of['methods'].values():
+            own['latency_ms'] = {'min': factor, 'median': factor}
+        reports.append(of)
+    zoo = collect(folder, reports)
+    for entries in (zoo['models'][0]['latency'], *(p['latency'] for p in zoo['peers'].values())):
+        told = [(entry['machine']['vectors'], entry['min_ms']) for entry in entries]
+        assert told == [('AVX2', 5.0), ('NEON', 9.0)]
+    assert '| matcher_nano | NEON | cpu |' in as_markdown(zoo)
+
+
 def test_graph_digest_sees_the_graph_and_not_the_manifest(folder: Path) -> None:
     path = folder / 'matcher_nano.onnx'
     before = graph_sha256(path)

@@ -46,6 +46,7 @@ from stereo_kd_ros.metrics import (
     sparsification_auc,
 )
 from stereo_kd_ros.onnx_peer import KNOWN_ADAPTERS, open_onnx_peer
+from stereo_kd_ros.processor import processor_name, vector_unit
 from stereo_kd_training.datasets.base import StereoSample
 from stereo_kd_training.datasets.labelled import labelled_sets
 from stereo_kd_training.evaluation_report import (
@@ -621,7 +622,8 @@ def _machine() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         load = os.getloadavg()[0]
         return {
-            'processor': platform.processor() or platform.machine(),
+            'processor': processor_name() or platform.processor() or platform.machine(),
+            'vectors': vector_unit(),
             'cores': os.cpu_count(),
             'load_1min': load,
             'opencv': cv2.__version__,

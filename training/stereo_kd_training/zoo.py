@@ -147,7 +147,8 @@ def _merge(
         }
         timing = _timing(of, report)
         if of['kind'] != 'model':
-            peers[name] = {'accuracy': figures, 'latency': timing}
+            earlier = peers.get(name, {}).get('latency', [])
+            peers[name] = {'accuracy': figures, 'latency': _with_timing(earlier, timing)}
             continue
         model = by_graph.get(details.get('graph_sha256'))
         if model is None:
@@ -156,16 +157,26 @@ def _merge(
         # Accuracy is that of the CPU in float32; other providers only add their time.
         if details.get('provider') == 'cpu' or model['accuracy'] is None:
             model['accuracy'] = figures
-        same = (timing and timing[0]['provider'], timing and timing[0]['threads'])
-        kept = [old for old in model['latency'] if (old['provider'], old['threads']) != same]
-        model['latency'] = sorted(
-            kept + timing, key=lambda entry: (entry['provider'], entry['threads'])
-        )
+        model['latency'] = _with_timing(model['latency'], timing)
     if not found and any(of['kind'] == 'model' for of in report['methods'].values()):
         raise ZooError(
             'a report measured models, but none that lies in the folder now: evaluate those files '
             'again (`stereo-kd-train evaluate --model FILE --json REPORT`)'
         )
+
+
+def _with_timing(
+    earlier: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Both, but of `earlier` only what no newer one measured in the same way."""
+    same = {_way(entry) for entry in timing}
+    return sorted([*(old for old in earlier if _way(old) not in same), *timing], key=_way)
+
+
+def _way(entry: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Kind of processor, provider and threads."""
+    vectors = entry['machine'].get('vectors') or ''
+    return vectors, entry['provider'], entry['threads'] or 0
 
 
 def _timing(of: Mapping[str, Any], report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,11 +243,11 @@ def as_markdown(zoo: Mapping[str, Any]) -> str:
         '',
         '## Latency',
         '',
-        '640x480, milliseconds, minimum / median, and how many processes wanted the processor',
-        'meanwhile; the machines are in `zoo.json`.',
+        '640x480, milliseconds, minimum / median, on processors with those vector instructions,',
+        'and how many processes wanted the processor meanwhile; the machines are in `zoo.json`.',
         '',
         *_table(
-            ('model', 'provider', 'precision', 'threads', 'load', 'ms'),
+            ('model', 'processor', 'provider', 'precision', 'threads', 'load', 'ms'),
             [row for model in zoo['models'] for row in _latency_rows(model['name'], model)]
             + [
                 row
@@ -337,6 +348,7 @@ def _latency_rows(name: str, of: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             name,
+            entry['machine'].get('vectors') or '-',
             entry['provider'],
             entry['precision'] or '-',
             str(entry['threads'] or '-'),
