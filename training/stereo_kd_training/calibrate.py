@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stereo_kd_training.threads import Threads
+from stereo_kd_training.threads import Threads, use_threads
 
 
 def calibrate_command(
@@ -27,7 +27,6 @@ def calibrate_command(
     threads: Threads = 2,
 ) -> None:
     """Make the confidence of a trained model a probability; its disparity stays as it is."""
-    import torch
     from rich.console import Console
     from rich.progress import track
 
@@ -42,7 +41,7 @@ def calibrate_command(
     from stereo_kd_training.datasets.procedural import PairPool
     from stereo_kd_training.export import build_manifest, export_network, training_sources
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     console = Console(soft_wrap=True)
     network, manifest = load_trained(trained)
     pools = [PairPool(folder) for folder in pool]
