@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tiny_kestrel import TINY
 from torch import nn
 
 from stereo_kd_ros.model import Manifest, write_manifest
+from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.export import build_manifest, example_pair, export_network
 from stereo_kd_training.networks import StereoNetwork, build, create
 from stereo_kd_training.networks.channels import apply_widths, changed_widths
@@ -140,6 +143,28 @@ def test_there_is_nothing_between_a_whole_network_and_a_pruned_one() -> None:
         between(create('kestrel', **TINY), pruned(), 0.5)
     with pytest.raises(TrainingError, match='differ in more than their weights'):
         between(create('kestrel', **TINY), create('kestrel', **TINY, calibrated=True), 0.5)
+
+
+@pytest.mark.parametrize(('wrong', 'taken'), [({1}, True), ({0, 2}, False)])
+def test_a_tie_on_one_pair_is_borne_and_wrong_weights_are_not(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, wrong: set[int], taken: bool
+) -> None:
+    class Session:
+        """The file's answers, but for the pairs that are wrong."""
+
+        def __init__(self, path: Path) -> None:
+            self.session, self.asked = quiet_session(path), 0
+
+        def run(self, names: list[str], images: dict[str, np.ndarray]) -> list[np.ndarray]:
+            (disparity,) = self.session.run(names, images)
+            self.asked += 1
+            return [disparity + 20.0 * (self.asked - 1 in wrong)]
+
+    monkeypatch.setattr('stereo_kd_training.networks.shipped.quiet_session', Session)
+    with (
+        contextlib.nullcontext() if taken else pytest.raises(ShippedModelError, match=r'100\.0 %')
+    ):
+        load_shipped(shipped)
 
 
 def test_a_file_that_does_not_say_what_it_is_is_refused(shipped: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ are rescaled to answers of unit variance, the scale that an optimiser expects.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from stereo_kd_training.networks.contract import ContractModel
 STATISTICS_PAIRS = 8
 STATISTICS_HEIGHT, STATISTICS_WIDTH = 192, 384
 PARITY_TOLERANCE_PX = 0.05
+PARITY_PAIRS = 3
 _SCOPE = '/network/'
 
 
@@ -232,12 +234,21 @@ def _restore_statistics(
 
 @torch.no_grad()
 def _require_parity(path: Path, network: StereoNetwork) -> None:
+    """Raise unless network and file answer alike on most of some pairs.
+
+    Two hypotheses that tie to rounding may fall either way, and a refinement carries that to a
+    hundred cells round it: what differs on one pair of three is a tie, a wrong weight is seen on
+    all of them.
+    """
     session = quiet_session(path)
-    left, right = _generated(STATISTICS_PAIRS)
-    expected = session.run(['disparity'], {'left': left.numpy(), 'right': right.numpy()})[0]
-    found = ContractModel(network).eval()(left, right)[0].numpy()
-    off = float((np.abs(found - expected) > PARITY_TOLERANCE_PX).mean())
-    # Two hypotheses that tie to rounding may fall either way at a few pixels.
+    rebuilt = ContractModel(network).eval()
+    shares = []
+    for seed in range(STATISTICS_PAIRS, STATISTICS_PAIRS + PARITY_PAIRS):
+        left, right = _generated(seed)
+        expected = session.run(['disparity'], {'left': left.numpy(), 'right': right.numpy()})[0]
+        found = rebuilt(left, right)[0].numpy()
+        shares.append(float((np.abs(found - expected) > PARITY_TOLERANCE_PX).mean()))
+    off = statistics.median(shares)
     if not off < 1e-3:
         raise ShippedModelError(
             f'{path}: the network rebuilt from its manifest and weights answers otherwise at '
