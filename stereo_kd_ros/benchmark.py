@@ -492,16 +492,17 @@ def baseline_for(path: Path, vectors: str) -> dict[str, Any]:
     """
     if not path.is_dir():
         return read_report(path)
-    kinds = {}
+    told = []
     for file in sorted(path.glob('*.json')):
-        kinds[file.name] = read_report(file)
-        if kinds[file.name]['machine'].get('vectors') == vectors:
-            return kinds[file.name]
-    told = [f'{name} ({kind["machine"].get("vectors")})' for name, kind in kinds.items()]
+        report = read_report(file)
+        kind = report.get('machine', {}).get('vectors')
+        if kind == vectors:
+            return report
+        told.append(f'{file.name} ({kind or "unknown"})')
     raise BenchmarkError(
-        f'{path} has no report of a processor with {vectors or "unknown instructions"}, only '
-        f'{", ".join(told) or "nothing"}; make one with --json {path}/NAME.json where nothing '
-        'else runs, and later runs are held to it'
+        f'{path} has no report of a processor with {vectors or "unknown instructions"}, but '
+        f'{", ".join(told) or "no report at all"}; make one with --json {path}/NAME.json where '
+        'nothing else runs, and later runs are held to it'
     )
 
 

@@ -331,10 +331,10 @@ def test_of_a_folder_the_baseline_of_such_a_processor_counts(report, tmp_path):
     assert baseline_for(tmp_path, 'NEON') == read_report(tmp_path / 'other.json')
     # A file by name is what was asked for, whatever it is of.
     assert baseline_for(tmp_path / 'one.json', 'NEON')['machine']['vectors'] == 'AVX2'
-    with pytest.raises(BenchmarkError, match=r'AMX BF16, only one.json \(AVX2\), other.*--json'):
+    with pytest.raises(BenchmarkError, match=r'AMX BF16, but one.json \(AVX2\), other.*--json'):
         baseline_for(tmp_path, 'AMX BF16')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(BenchmarkError, match='only nothing'):
+    with pytest.raises(BenchmarkError, match='but no report at all'):
         baseline_for(tmp_path / 'empty', 'AVX2')
 
 

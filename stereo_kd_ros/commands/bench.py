@@ -130,6 +130,7 @@ def bench(
             data=data,
             truth=truth,
         )
+    machine = report['machine']
     table = table_of(
         'subject',
         'provider',
@@ -140,8 +141,11 @@ def bench(
         f'x {report["reference"]}',
         'MB',
         'EPE px',
-        title=f'{report["machine"]["processor"]}, {report["machine"]["vectors"]}, load '
-        f'{report["machine"]["load_1min"]}',
+        title=', '.join(
+            filter(
+                None, (machine['processor'], machine['vectors'], f'load {machine["load_1min"]}')
+            )
+        ),
     )
     for row in report['rows']:
         table.add_row(

@@ -342,6 +342,16 @@ def test_a_refinement_that_is_not_there_or_does_not_fit_is_refused():
         with_refinement(create('anynet', max_disparity_px=64), refined())
 
 
+def test_fewer_channels_of_a_pruned_one_are_not_taken_for_the_first_of_another():
+    other, network = refined(), refined()
+    stem = {'encoder.stem.0': 'the refinement reads it', **find_unprunable(other)}
+    prune_to_ratio(other, 0.5, round_to=4, frozen=stem)
+    read = with_refinement(network, other).refinement.enter[0].weight
+    known = network.upsampling[0][0].in_channels
+    assert known > other.upsampling[0][0].in_channels
+    assert not read[:, -10 - known : -10].any() and read[:, : -10 - known].any()
+
+
 @pytest.mark.parametrize('ratio', [0.0, 0.5])
 def test_a_pruned_network_learns_anew_what_of_its_cells_is_read(ratio):
     torch.manual_seed(1)

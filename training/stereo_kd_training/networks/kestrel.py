@@ -949,7 +949,9 @@ def with_refinement(
             (compared, read.shape[1] - compared - _OF_THE_ANSWER, _OF_THE_ANSWER), 1
         )
         nothing = torch.zeros_like(read[:, :1]).repeat_interleave(known, 1)
-        if known > context.shape[1]:
+        # New channels of a wider one are the last; those of a pruned one may be any.
+        pruned = any(one.configuration.get('widths') for one in (network, other))
+        if known > context.shape[1] and not pruned:
             nothing[:, : context.shape[1]] = context
         weights[enter] = torch.cat((costs, nothing, own), 1)
     refined.load_state_dict(weights)
