@@ -155,6 +155,28 @@ def test_one_pixel_beyond_the_tolerance_is_enough_to_refuse(network, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(('asked', 'off_px'), [([0], 0.0), ([0, 2], 1.0), ([0, 1, 2], 1.0)])
+def test_what_is_off_on_one_pair_of_three_is_a_tie(exported, network, monkeypatch, asked, off_px):
+    path, _ = exported
+    honest = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    runs = []
+
+    class OffOnSomePairs:
+        get_inputs, get_outputs = honest.get_inputs, honest.get_outputs
+
+        def run(self, names, views):
+            disparity, confidence = honest.run(names, views)
+            disparity[:, :3, :3] += float(len(runs) in asked)
+            runs.append(views['left'])
+            return disparity, confidence
+
+    monkeypatch.setattr('stereo_kd_training.export.quiet_session', lambda path: OffOnSomePairs())
+    (parity,) = check_parity(path, network, SIZES[:1])
+    assert parity.max_difference_px == pytest.approx(off_px, abs=1e-3)
+    assert len(runs) == 3
+    assert not np.array_equal(runs[0], runs[1])
+
+
 def test_a_shipped_file_is_written_anew_with_its_answers_and_manifest(exported, network, tmp_path):
     path, _ = exported
     marked = tmp_path / 'marked.onnx'
