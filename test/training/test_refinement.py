@@ -105,12 +105,10 @@ def test_the_deployed_neighbourhood_is_the_same(rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randint(0, 20, (2, 1, rows, columns), generator=generator).float()
     rest = torch.rand(whole.shape, generator=generator) - 0.5
-    torch.testing.assert_close(
-        deployed.neighbourhood(whole, rest, FARTHEST_NEIGHBOUR), neighbourhood(whole, rest)
-    )
+    torch.testing.assert_close(deployed.neighbourhood(whole, rest), neighbourhood(whole, rest))
 
 
-def test_neighbours_of_a_plane_are_a_slope_away_and_an_edge_is_cut_off():
+def test_neighbours_of_a_plane_are_a_slope_away():
     y, x = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing='ij')
     plane = (40 + 0.3 * x - 0.2 * y)[None, None]
     steps = neighbourhood(plane.round(), plane - plane.round())[0, :, 2, 3]
@@ -118,16 +116,57 @@ def test_neighbours_of_a_plane_are_a_slope_away_and_an_edge_is_cut_off():
     torch.testing.assert_close(steps, torch.tensor(slopes), atol=1e-5, rtol=0)
     edge = torch.where(x > 3, 90.0, 10.0)[None, None]
     steps = neighbourhood(edge, torch.zeros_like(edge))[0, :, 2, 3]
-    assert steps.tolist() == [
-        0,
-        0,
-        FARTHEST_NEIGHBOUR,
-        0,
-        FARTHEST_NEIGHBOUR,
-        0,
-        0,
-        FARTHEST_NEIGHBOUR,
-    ]
+    assert steps.tolist() == [0, 0, 80, 0, 80, 0, 0, 80]
+
+
+def test_a_refinement_sees_no_farther_than_four_pixels_to_a_neighbour():
+    network = refined()
+    seen = []
+    network.refinement.enter.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
+    size = (1, 1, 8, 12)
+    answer = torch.where(torch.arange(12) > 5, 90.0, 10.0).expand(size)
+    stems = torch.rand(2, network.encoder.stem[0].out_channels, 16, 24)
+    context = torch.rand(1, network.upsampling[0][0].in_channels, *size[2:])
+    with torch.no_grad():
+        network.refinement(stems, context, answer, torch.ones(size))
+    assert seen[0][0][:, -8:].unique().tolist() == [-FARTHEST_NEIGHBOUR, 0, FARTHEST_NEIGHBOUR]
+
+
+def _that_moves(where: int):
+    """A tiny network whose refinement takes the answer of one neighbour, and adds nothing."""
+    torch.manual_seed(3)
+    network = create('kestrel', **REFINED, refined_moves=True).eval()
+    with torch.no_grad():
+        network.refinement.move.bias[where] = 10.0
+    return network
+
+
+@pytest.mark.parametrize(('where', 'rows', 'columns'), [(1, 1, 0), (3, 0, 1), (7, -1, -1)])
+def test_a_cell_takes_the_answer_of_its_neighbour(where, rows, columns):
+    network = _that_moves(where)
+    generator = torch.Generator().manual_seed(where)
+    answer = 60 * torch.rand(1, 1, 5, 7, generator=generator)
+    stems = torch.rand(2, network.encoder.stem[0].out_channels, 10, 14, generator=generator)
+    context = torch.rand(1, network.upsampling[0][0].in_channels, 5, 7, generator=generator)
+    with torch.no_grad():
+        once = network.refinement(stems, context, answer, torch.ones_like(answer))
+        thrice = network.refinement(stems, context, answer, torch.ones_like(answer), 3)
+    inside = (..., slice(1, -1), slice(1, -1))
+    expected = torch.roll(answer, (rows, columns), (2, 3))
+    torch.testing.assert_close(once[inside], expected[inside], atol=0.05, rtol=0)
+    assert thrice[0, 0, 2, 3] != pytest.approx(float(once[0, 0, 2, 3]), abs=0.1)
+
+
+def test_moves_are_added_to_a_refinement_that_goes_on_as_it_was():
+    network = refined()
+    more = create('kestrel', **REFINED, refined_moves=True).eval()
+    more.load_state_dict(more.fitted(network.state_dict()))
+    images = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        before, after = network(*images).disparity, more(*images).disparity
+    assert (after - before).abs().max() < 0.1
+    assert with_refinement(network, more).refinement.move is not None
+    assert with_refinement(more, network).refinement.move is None
 
 
 @pytest.mark.parametrize('options', [REFINED, WITH_FEATURES], ids=['stems', 'features'])
@@ -201,6 +240,35 @@ def test_the_loss_is_of_what_a_refinement_can_mend():
     assert network.refinement.project.weight.grad.abs().sum() > 0
 
 
+def test_the_loss_is_of_what_a_neighbour_can_mend_too_but_not_by_its_size():
+    network = refined().train()
+    output = network(*torch.rand(2, 1, 3, 64, 96))
+    fields = {'cross_entropy': 0, 'disparity': 0, 'coarse': 0, 'confidence': 0, 'refined': 1}
+    answer = torch.full_like(output.features['unrefined'], 20.0)
+    answer[..., 10:] = 60.0
+    refined_answer = answer.clone()
+    output.features.update(unrefined=answer, coarse=refined_answer.requires_grad_())
+    truth = torch.full((1, 64, 96), 20.0)
+
+    def of(reach, edge):
+        output.disparity = truth
+        target = truth.clone()
+        target[..., 4 * edge :] = 60.0
+        return supervised_loss(output, target, LossWeights(**fields, refined_reach=reach))[0]
+
+    # The answers begin two cells before the truth does: within reach of one there is one such.
+    assert of(0, 10) == of(0, 12) == 0
+    log = 4 + 4 * np.log((40 - 0.125) / 4)
+    found = of(1, 12)
+    found.backward()
+    cells = 16 * 23
+    torch.testing.assert_close(float(found.detach()), 16 * log / cells / 2, rtol=1e-4, atol=0)
+    assert float(refined_answer.grad[..., 10].sum()) == pytest.approx(
+        16 * 4 / (40 - 0.125) / cells / 2, rel=1e-4
+    )
+    assert of(2, 12) > 1.9 * found
+
+
 class _Shifted:
     """Textures four pixels apart."""
 
@@ -243,15 +311,20 @@ def test_only_the_named_parts_learn(tmp_path):
 
 
 @pytest.mark.parametrize('cell', [(4, 4), (6, 3)])
-@pytest.mark.parametrize('numbers', [(4, 8, 1), (4, 8, 1, 6)])
-def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers):
+@pytest.mark.parametrize(
+    ('numbers', 'moves'), [((4, 8, 1), False), ((4, 8, 1, 6), False), ((4, 8, 1, 6), True)]
+)
+def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers, moves):
     options = {'max_disparity_px': 12 * cell[1], 'cell_px': cell[1], 'cell_height_px': cell[0]}
-    network = refined(refined=numbers, **options)
+    network = refined(refined=numbers, refined_moves=moves, **options)
+    if moves:
+        torch.nn.init.normal_(network.refinement.move.weight, std=3.0)
     size = tuple(2 * stride for stride in network.strides)
     (parity,) = export_network(network, tmp_path / 'x.onnx', tolerance_px=0.01, sizes=(size,))
     assert parity.off_fraction < 0.01
     again = load_shipped(tmp_path / 'x.onnx')
     assert again.configuration['options']['refined'] == list(numbers)
+    assert (again.refinement.move is not None) is moves
     images = torch.rand(2, 1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -384,14 +457,17 @@ def test_a_pruned_network_learns_anew_what_of_its_cells_is_read(ratio):
     rebuilt.load_state_dict(network.state_dict())
 
 
-@pytest.mark.parametrize('numbers', [(4, 8, 1), (4, 8, 1, 6)])
-def test_it_is_counted_and_can_be_pruned(numbers):
+@pytest.mark.parametrize(
+    ('numbers', 'moves'), [((4, 8, 1), False), ((4, 8, 1, 6), False), ((4, 8, 1, 6), True)]
+)
+def test_it_is_counted_and_can_be_pruned(numbers, moves):
     plain = complexity(create('kestrel', **TINY), 64, 96)
-    network = refined(refined=numbers)
+    network = refined(refined=numbers, refined_moves=moves)
     with_it = complexity(network, 64, 96)
     assert plain.macs < with_it.macs and plain.parameters < with_it.parameters
     report = prune_to_ratio(network, 0.5, round_to=4)
     assert 'refinement' in {name.split('.')[0] for name in report.groups}
+    assert network.refinement.move is None or network.refinement.move.out_channels == 8
     with torch.no_grad():
         answer = network(*torch.rand(2, 1, 3, 64, 96))
     assert torch.isfinite(answer.disparity).all()

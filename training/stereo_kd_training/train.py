@@ -75,6 +75,7 @@ class LossWeights(BaseModel):
     coarse: float = 0.2
     confidence: float = 0.1
     refined: float = 0.0
+    refined_reach: int = Field(0, ge=0)
 
 
 _MOVED_TO_AUGMENTATION = ('scale_probability', 'colour_probability')
@@ -283,7 +284,8 @@ def supervised_loss(
 
     Confidence learns whether the coarse answer is right within max(1 px, 5 %), by binary
     cross-entropy that does not reach the disparity. A refinement learns where the answer before
-    it was within `REFINABLE_PX`: what it cannot mend would drown what it can.
+    it, of a cell or of one within `refined_reach` cells of it, was within `REFINABLE_PX`: what it
+    cannot mend would drown what it can.
 
     Args:
         output: of the network.
@@ -334,16 +336,42 @@ def supervised_loss(
     unrefined = output.features.get('unrefined')
     if weights.refined and unrefined is not None and coarse is not None:
         target, known = at(coarse)
-        near = known & ((unrefined[:, 0].detach() - target).abs() < REFINABLE_PX)
+        near = known & (_nearest_answer(unrefined, target, weights.refined_reach) < REFINABLE_PX)
         down, across = (size // cells for size, cells in zip(truth.shape[1:], near.shape[1:]))
         everywhere = near.repeat_interleave(down, 1).repeat_interleave(across, 2)
         everywhere = everywhere & valid & ((output.disparity.detach() - truth).abs() < 8)
+        of_cells = nn.functional.smooth_l1_loss(
+            coarse[:, 0].float(), torch.nan_to_num(target), reduction='none', beta=0.25
+        )
+        # What a neighbour can mend may be off by any jump: it counts, but not by its size.
+        far = of_cells.clamp(min=REFINABLE_PX)
+        of_cells = of_cells.clamp(max=REFINABLE_PX) + REFINABLE_PX * (far / REFINABLE_PX).log()
         terms['refined'] = (
-            smooth_l1_disparity(coarse[:, 0], target, near, beta_px=0.25)
+            masked_mean(of_cells, near)
             + smooth_l1_disparity(output.disparity, truth, everywhere, beta_px=0.25)
         ) / 2
         total = total + weights.refined * terms['refined']
     return total, terms
+
+
+def _nearest_answer(answer: Tensor, target: Tensor, reach: int) -> Tensor:
+    """How far from its truth the best answer within `reach` cells of a cell is.
+
+    Args:
+        answer: (B, 1, h, w) px.
+        target: (B, h, w) px, NaN unknown.
+
+    Returns:
+        (B, h, w) px, NaN where the truth is.
+    """
+    rows, columns = target.shape[1:]
+    padded = nn.functional.pad(answer.detach(), (reach,) * 4, mode='replicate')[:, 0]
+    best = torch.full_like(target, torch.inf)
+    for y in range(2 * reach + 1):
+        for x in range(2 * reach + 1):
+            off = (padded[:, y : y + rows, x : x + columns] - target).abs()
+            best = torch.minimum(best, off)
+    return best
 
 
 Loss = Callable[[StereoOutput, Batch, int], tuple[Tensor, dict[str, Tensor]]]

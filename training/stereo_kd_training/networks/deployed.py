@@ -281,14 +281,13 @@ def local_costs(own: Tensor, pairs: Tensor, whole: Tensor, reach: int) -> Tensor
     return costs.reshape(batch, rows, columns, len(steps) * channels).permute(0, 3, 1, 2)
 
 
-def neighbourhood(whole: Tensor, rest: Tensor, farthest: float) -> Tensor:
+def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
     """`kestrel.neighbourhood` as a convolution that knows where its neighbours are."""
     kernel = np.zeros((9, 1, 3, 3), np.float32)
     kernel[range(9), 0, np.arange(9) // 3, np.arange(9) % 3] = 1
     kernel = np.delete(kernel - kernel[4], 4, 0)
     both = F.pad(torch.cat((whole, rest), 1), (1, 1, 1, 1), mode='replicate')
-    steps = F.conv2d(both, torch.from_numpy(kernel.repeat(2, 1)))
-    return steps.clamp(-farthest, farthest)
+    return F.conv2d(both, torch.from_numpy(kernel.repeat(2, 1)))
 
 
 def mean_of_bins(logits: Tensor, values: Tensor) -> Tensor:

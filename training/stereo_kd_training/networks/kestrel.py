@@ -53,6 +53,8 @@ REFINED_STEPS = 2
 FARTHEST_NEIGHBOUR = 4.0
 # What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
 _OF_THE_ANSWER = 10
+# The logit of taking the answer of a neighbour, beside 0 of keeping one's own, before training.
+_UNMOVED = -8.0
 
 
 def conv_bn(
@@ -301,10 +303,20 @@ class Refinement(nn.Module):
         blocks: inverted residuals.
         features: channels between two 3x3 convolutions of the stems, whose sum with the stems is
             what is compared; the stems alone if 0.
+        moves: whether a cell may take the answer of one of the eight round it, before it is
+            refined (as neighbours propagate in PatchMatch Stereo, Bleyer et al., BMVC 2011): an
+            answer on the wrong surface is farther off than an offset can tell.
     """
 
     def __init__(
-        self, stem: int, context: int, channels: int, width: int, blocks: int, features: int = 0
+        self,
+        stem: int,
+        context: int,
+        channels: int,
+        width: int,
+        blocks: int,
+        features: int = 0,
+        moves: bool = False,
     ) -> None:
         super().__init__()
         self.project = nn.Conv2d(stem, channels, 1)
@@ -318,6 +330,10 @@ class Refinement(nn.Module):
         # As if it were not there, until it is trained.
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
+        self.move = nn.Conv2d(width, 8, 1) if moves else None
+        if self.move is not None:
+            nn.init.zeros_(self.move.weight)
+            nn.init.constant_(self.move.bias, _UNMOVED)
 
     @staticmethod
     def _features(stem: int, features: int, channels: int) -> nn.Sequential:
@@ -346,18 +362,25 @@ class Refinement(nn.Module):
         whole = answer.detach().round()
         rest = answer - whole
         read = self._reader(stems, context, mass)
+        near = deployed.neighbourhood if deployed.deployed('costs') else neighbourhood
         for done in range(passes):
             if done:
                 step = rest.detach().round()
                 whole, rest = whole + step, rest - step
-            offset = self.offset(self.body(read(whole, rest)))
-            rest = rest + offset.float()
+            steps = near(whole, rest)
+            seen = steps.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR)
+            told = self.body(read(whole, rest, seen))
+            rest = rest + self.offset(told).float()
+            if self.move is not None:
+                shares = torch.exp(self.move(told).float().clamp(-10.0, 10.0))
+                moved = (shares * steps).sum(1, keepdim=True)
+                rest = rest + moved / (1 + shares.sum(1, keepdim=True))
         return whole + rest
 
     def _reader(
         self, stems: Tensor, context: Tensor, mass: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """What is read where an answer is: (B, 1, h, w) twice to (B, width, h, w)."""
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What is read where an answer is: (B, 1 or 8, h, w) to (B, width, h, w)."""
         if deployed.deployed('costs'):
             return self._deployed_reader(stems, context, mass)
         compared = self.project(stems)
@@ -365,16 +388,16 @@ class Refinement(nn.Module):
             compared = compared + self.features(stems)
         left, right = split_views(compared)
 
-        def read(whole: Tensor, rest: Tensor) -> Tensor:
+        def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
             costs = local_costs(left, right, whole)
-            known = (costs, context, rest, mass, neighbourhood(whole, rest))
+            known = (costs, context, rest, mass, near)
             return self.enter(torch.cat(known, 1))
 
         return read
 
     def _deployed_reader(
         self, stems: Tensor, context: Tensor, mass: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The same with what is compared in the order in which it is read.
 
         The layer that reads comparisons, context and answer is in three: nothing is copied beside
@@ -401,9 +424,8 @@ class Refinement(nn.Module):
         of_answer = deployed.constant(of_answer)
         known = self.of_context(context, deployed.constant(of_context), deployed.constant(bias))
 
-        def read(whole: Tensor, rest: Tensor) -> Tensor:
+        def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
             costs = deployed.local_costs(own, pairs, whole, REFINED_STEPS)
-            near = deployed.neighbourhood(whole, rest, FARTHEST_NEIGHBOUR)
             answer = self.of_answer(torch.cat((rest, mass, near), 1), of_answer)
             return F.relu(self.of_costs(costs, of_costs) + answer + known)
 
@@ -442,15 +464,14 @@ def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
         whole, rest: (B, 1, h, w), whose sum is the answer in pixels of the stems.
 
     Returns:
-        (B, 8, h, w), not beyond +-`FARTHEST_NEIGHBOUR`.
+        (B, 8, h, w).
     """
     height, width = whole.shape[2:]
     padded = [F.pad(values, (1, 1, 1, 1), mode='replicate') for values in (whole, rest)]
     steps = []
     for y, x in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)):
         window = (..., slice(y, y + height), slice(x, x + width))
-        step = (padded[0][window] - whole) + (padded[1][window] - rest)
-        steps.append(step.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR))
+        steps.append((padded[0][window] - whole) + (padded[1][window] - rest))
     return torch.cat(steps, 1)
 
 
@@ -571,6 +592,7 @@ class Kestrel(StereoNetwork):
         refined: (channels compared, width, blocks) of a `Refinement`, or a fourth number, its
             features; none if not given.
         refined_passes: how often it is asked, 1 or more.
+        refined_moves: whether it may take the answer of a cell beside the one it refines.
     """
 
     source = 'this project'
@@ -591,6 +613,7 @@ class Kestrel(StereoNetwork):
         cell_height_px: int | None = None,
         refined: tuple[int, int, int] | tuple[int, int, int, int] | None = None,
         refined_passes: int = 1,
+        refined_moves: bool = False,
     ) -> None:
         super().__init__()
         # height and width
@@ -629,7 +652,12 @@ class Kestrel(StereoNetwork):
                 '[channels, width, blocks, features], such as [8, 48, 3, 16]'
             )
         self.refined_passes = refined_passes
-        self.refinement = Refinement(stem, guide + aggregation[0], *refined) if refined else None
+        self.refinement = None
+        if refined:
+            channels, layers, depth, features = (*refined, 0)[:4]
+            self.refinement = Refinement(
+                stem, guide + aggregation[0], channels, layers, depth, features, refined_moves
+            )
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
@@ -931,6 +959,9 @@ def with_refinement(
     configuration = copy.deepcopy(network.configuration)
     configuration['options']['refined'] = other.configuration['options']['refined']
     configuration['options']['refined_passes'] = passes or other.refined_passes
+    configuration['options']['refined_moves'] = other.refinement.move is not None
+    if not configuration['options']['refined_moves']:
+        del configuration['options']['refined_moves']
     scope, enter = 'refinement.', 'refinement.enter.0.weight'
     widths = {
         **_outside(scope, network.configuration.get('widths', {})),
@@ -939,7 +970,7 @@ def with_refinement(
     if widths:
         configuration['widths'] = widths
     refined = _rebuilt(configuration)
-    weights = refined.fitted(network.state_dict())
+    weights = refined.fitted(_outside(scope, network.state_dict()))
     weights.update(_inside(scope, other.state_dict()))
     read, reads = weights[enter], refined.state_dict()[enter].shape[1]
     if reads != read.shape[1]:
