@@ -157,6 +157,11 @@ def test_a_cell_takes_the_answer_of_its_neighbour(where, rows, columns):
     assert thrice[0, 0, 2, 3] != pytest.approx(float(once[0, 0, 2, 3]), abs=0.1)
 
 
+def test_moves_without_a_refinement_are_refused():
+    with pytest.raises(NetworkError, match='give refined too'):
+        create('kestrel', **TINY, refined_moves=True)
+
+
 def test_moves_are_added_to_a_refinement_that_goes_on_as_it_was():
     network = refined()
     more = create('kestrel', **REFINED, refined_moves=True).eval()

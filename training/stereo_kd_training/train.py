@@ -66,7 +66,11 @@ REFINABLE_PX = 4.0
 
 
 class LossWeights(BaseModel):
-    """Weights of the supervised loss; a weight of 0 leaves its term out."""
+    """Weights of the supervised loss; a weight of 0 leaves its term out.
+
+    `refined_reach` says how many cells away an answer may lie that a refinement can bring to a
+    cell: 0 without `refined_moves`.
+    """
 
     model_config = ConfigDict(extra='forbid')
 
@@ -362,7 +366,7 @@ def _nearest_answer(answer: Tensor, target: Tensor, reach: int) -> Tensor:
         target: (B, h, w) px, NaN unknown.
 
     Returns:
-        (B, h, w) px, NaN where the truth is.
+        (B, h, w) px, NaN where the truth is unknown.
     """
     rows, columns = target.shape[1:]
     padded = nn.functional.pad(answer.detach(), (reach,) * 4, mode='replicate')[:, 0]

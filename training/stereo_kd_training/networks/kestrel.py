@@ -303,9 +303,10 @@ class Refinement(nn.Module):
         blocks: inverted residuals.
         features: channels between two 3x3 convolutions of the stems, whose sum with the stems is
             what is compared; the stems alone if 0.
-        moves: whether a cell may take the answer of one of the eight round it, before it is
-            refined (as neighbours propagate in PatchMatch Stereo, Bleyer et al., BMVC 2011): an
-            answer on the wrong surface is farther off than an offset can tell.
+        moves: whether a pass gives a cell the mean of its own answer and those of the eight round
+            it, by shares that it tells, besides the offset (as neighbours propagate in PatchMatch
+            Stereo, Bleyer et al., BMVC 2011): an answer on the wrong surface is farther off than
+            an offset can tell.
     """
 
     def __init__(
@@ -652,12 +653,15 @@ class Kestrel(StereoNetwork):
                 '[channels, width, blocks, features], such as [8, 48, 3, 16]'
             )
         self.refined_passes = refined_passes
+        if refined_moves and not refined:
+            raise NetworkError(
+                'refined_moves is of a refinement, and there is none; give refined too, such as '
+                '[8, 48, 3, 16], or leave it out'
+            )
         self.refinement = None
         if refined:
-            channels, layers, depth, features = (*refined, 0)[:4]
-            self.refinement = Refinement(
-                stem, guide + aggregation[0], channels, layers, depth, features, refined_moves
-            )
+            context_channels = guide + aggregation[0]
+            self.refinement = Refinement(stem, context_channels, *refined, moves=refined_moves)
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
@@ -957,11 +961,12 @@ def with_refinement(
             f'one has {has}'
         )
     configuration = copy.deepcopy(network.configuration)
-    configuration['options']['refined'] = other.configuration['options']['refined']
-    configuration['options']['refined_passes'] = passes or other.refined_passes
-    configuration['options']['refined_moves'] = other.refinement.move is not None
-    if not configuration['options']['refined_moves']:
-        del configuration['options']['refined_moves']
+    options = configuration['options']
+    options['refined'] = other.configuration['options']['refined']
+    options['refined_passes'] = passes or other.refined_passes
+    options.pop('refined_moves', None)
+    if other.refinement.move is not None:
+        options['refined_moves'] = True
     scope, enter = 'refinement.', 'refinement.enter.0.weight'
     widths = {
         **_outside(scope, network.configuration.get('widths', {})),
