@@ -41,7 +41,7 @@ from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
 from stereo_kd_ros.model import resolve_model
 from stereo_kd_ros.peak import Peak, PeakError, measure_peak
 from stereo_kd_ros.procedural import render_pair
-from stereo_kd_ros.processor import processor_name, vector_unit
+from stereo_kd_ros.processor import maker_of, processor_name, vector_unit
 from stereo_kd_ros.providers import ON_GPU
 from stereo_kd_ros.subjects import (
     DISPARITY_RANGE_PX,
@@ -477,30 +477,34 @@ def machine(specs: Sequence[SubjectSpec] = ()) -> dict[str, Any]:
     return told
 
 
-def baseline_for(path: Path, vectors: str) -> dict[str, Any]:
+def baseline_for(path: Path, vectors: str, processor: str) -> dict[str, Any]:
     """The report to compare with: of this file, or that in a folder whose processor is alike.
 
     What a matcher of integers and a network cost beside each other differs with the instructions
-    that a processor has, by a factor of five from AVX2 to BF16.
+    that a processor has, by a factor of five from AVX2 to BF16, and by half among makers whose
+    processors have the same ones.
 
     Args:
         path: a report, or a folder of reports.
         vectors: the `vector_unit` that the new report is of.
+        processor: its `processor_name`, of which the maker counts, the first word.
 
     Raises:
         BenchmarkError: there is no such file, or none in the folder for such a processor.
     """
     if not path.is_dir():
         return read_report(path)
-    told = []
+    told, wanted = [], (maker_of(processor), vectors)
     for file in sorted(path.glob('*.json')):
         report = read_report(file)
-        kind = report.get('machine', {}).get('vectors')
-        if kind == vectors:
+        of = report.get('machine', {})
+        kind = (maker_of(of.get('processor') or ''), of.get('vectors') or '')
+        if kind == wanted:
             return report
-        told.append(f'{file.name} ({kind or "unknown"})')
+        told.append(f'{file.name} ({" ".join(filter(None, kind)) or "unknown"})')
     raise BenchmarkError(
-        f'{path} has no report of a processor with {vectors or "unknown instructions"}, but '
+        f'{path} has no report of a processor like this one '
+        f'({" ".join(filter(None, wanted)) or "unknown"}), but '
         f'{", ".join(told) or "no report at all"}; make one with --json {path}/NAME.json where '
         'nothing else runs, and later runs are held to it'
     )

@@ -187,7 +187,8 @@ class StereoEngine:
             takes the first that loads and agrees with the CPU; one by name is used or refused.
         threads: Of the CPU; None takes one per core that this process may use.
         precision: `fp32`, `bf16` (OpenVINO), `fp16` (TensorRT) or `auto`: the quickest that the
-            hardware computes in and that agrees with the CPU.
+            hardware computes in and that agrees with the CPU. What is quickest on a CPU is
+            measured by `warm_up`: not every processor with instructions for BF16 gains by it.
         spinning: Whether idle threads of the CPU provider wait by spinning while a pair is
             computed. It is quickest when the cores are ours alone; on cores shared with other
             busy processes it took up to twice as long. Between pairs they always sleep. None
@@ -455,8 +456,9 @@ class StereoEngine:
     def warm_up(self, height: int, width: int, runs: int = 2) -> float:
         """Run a generated pair of the given size, so that the first real one is not slow.
 
-        With provider `auto` on a machine without a GPU, the quickest way of running the model
-        at this size is chosen first: measured for a second, or remembered from an earlier start.
+        Where there are several ways of running the model on this CPU, with provider `auto` or
+        with precision `auto` of OpenVINO, the quickest at this size is chosen first: measured for
+        a second, or remembered from an earlier start.
 
         Returns:
             Milliseconds of the last run.
@@ -466,7 +468,7 @@ class StereoEngine:
         """
         left, right = _probe_pair(height, width)
         self._check_images(left, right)
-        if self._asked[0] == 'auto' and self._serving.provider not in ON_GPU and not self._closed:
+        if self._serving.provider not in ON_GPU and not self._closed:
             self._choose(left, right)
         else:
             self._fit(self._serving, left, right)
@@ -556,12 +558,13 @@ class StereoEngine:
 
     def _candidates(self) -> list[Candidate]:
         """Ways of running on the CPU that this onnxruntime has and the caller allows."""
-        _, precision, spinning = self._asked
+        provider, precision, spinning = self._asked
+        # A provider asked for by name stays; what it computes in may still be open.
+        automatic = provider == 'auto'
         found = []
-        for name in ('openvino', 'cpu'):
-            ways = (
-                (True, False) if name == 'cpu' and spinning is None else (spinning is not False,)
-            )
+        for name in ('openvino', 'cpu') if automatic else (self._serving.provider,):
+            both = automatic and name == 'cpu' and spinning is None
+            ways = (True, False) if both else (spinning is not False,)
             with contextlib.suppress(EngineError):
                 found += [
                     Candidate(name, candidate, way)

@@ -37,6 +37,7 @@ from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.model import ModelError
 from stereo_kd_ros.peak import Peak, PeakError
 from stereo_kd_ros.procedural import render_pair
+from stereo_kd_ros.processor import maker_of
 from stereo_kd_ros.subjects import BenchmarkError, Subject, open_peer
 
 ROW_KEYS = {
@@ -322,26 +323,33 @@ def test_the_guard_names_what_got_slower(report, tmp_path):
 
 
 def test_of_a_folder_the_baseline_of_such_a_processor_counts(report, tmp_path):
-    for name, vectors in (('one', 'AVX2'), ('other', 'NEON')):
+    kinds = (('one', 'AMD EPYC', 'AVX2'), ('two', 'Intel(R) Xeon(R)', 'AVX2'), ('arm', '', 'NEON'))
+    for ratio, (name, processor, vectors) in enumerate(kinds):
         of_it = copy.deepcopy(report)
-        of_it['machine']['vectors'] = vectors
-        of_it['rows'][1]['ratio_to_reference'] = len(vectors)
+        of_it['machine'].update(vectors=vectors, processor=processor)
+        of_it['rows'][1]['ratio_to_reference'] = ratio + 1
         write_report(of_it, tmp_path / f'{name}.json')
-    assert baseline_for(tmp_path, 'AVX2')['rows'][1]['ratio_to_reference'] == 4
-    assert baseline_for(tmp_path, 'NEON') == read_report(tmp_path / 'other.json')
+    for name, processor, vectors in (*kinds, ('one', 'AMD Ryzen 9', 'AVX2')):
+        assert baseline_for(tmp_path, vectors, processor) == read_report(tmp_path / f'{name}.json')
     # A file by name is what was asked for, whatever it is of.
-    assert baseline_for(tmp_path / 'one.json', 'NEON')['machine']['vectors'] == 'AVX2'
-    with pytest.raises(BenchmarkError, match=r'AMX BF16, but one.json \(AVX2\), other.*--json'):
-        baseline_for(tmp_path, 'AMX BF16')
+    assert baseline_for(tmp_path / 'one.json', 'NEON', '')['machine']['vectors'] == 'AVX2'
+    # The same instructions of another maker are not as fast beside a matcher of integers.
+    for vectors, processor in (('AMX BF16', 'AMD EPYC'), ('NEON', 'AMD EPYC')):
+        with pytest.raises(
+            BenchmarkError,
+            match=rf'\(AMD {vectors}\), but arm.json \(NEON\), one.json \(AMD AVX2\), two.*--json',
+        ):
+            baseline_for(tmp_path, vectors, processor)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(BenchmarkError, match='but no report at all'):
-        baseline_for(tmp_path / 'empty', 'AVX2')
+        baseline_for(tmp_path / 'empty', 'AVX2', 'AMD EPYC')
 
 
 def test_shipped_baselines_are_of_processors_that_differ():
     folder = Path(__file__).resolve().parents[1] / 'benchmarks' / 'baselines'
-    kinds = [read_report(path)['machine']['vectors'] for path in folder.glob('*.json')]
-    assert kinds and len(set(kinds)) == len(kinds) and all(kinds)
+    machines = [read_report(path)['machine'] for path in folder.glob('*.json')]
+    kinds = [(maker_of(of['processor']), of['vectors']) for of in machines]
+    assert kinds and len(set(kinds)) == len(kinds) and all(map(all, kinds))
 
 
 def test_the_guard_says_what_it_did_not_compare(report):

@@ -618,6 +618,46 @@ def test_what_the_caller_states_is_not_measured(model_file, choices, monkeypatch
     assert engine.spinning == options.get('spinning', True)
 
 
+@pytest.fixture
+def pretended_openvino(monkeypatch) -> None:
+    """OpenVINO with BF16, computed by the CPU provider."""
+    created = engine_module._create_session
+
+    def create(path, name, threads, precision, *arguments, **options):
+        return created(path, 'cpu', threads, 'fp32', *arguments, **options)
+
+    monkeypatch.setattr(engine_module, '_create_session', create)
+    monkeypatch.setattr(engine_module, 'computes_bf16', lambda: True)
+    providers = ['OpenVINOExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: providers)
+
+
+@pytest.mark.usefixtures('pretended_openvino')
+@pytest.mark.parametrize('quickest', ['bf16', 'fp32'])
+def test_what_a_provider_named_computes_in_is_measured(model_file, choices, monkeypatch, quickest):
+    def measure(runs):
+        choices.append({one: 5.0 if one.precision == quickest else 9.0 for one in runs})
+        return choices[-1]
+
+    monkeypatch.setattr(engine_module, 'measure', measure)
+    engine = StereoEngine(model_file, 'openvino')
+    assert engine.precision == 'bf16'
+    engine.warm_up(20, 30)
+    assert (engine.provider, engine.precision) == ('openvino', quickest)
+    assert 'of 9.0 ms with' in engine.provider_report[-1].reason or quickest == 'bf16'
+    assert [(one.provider, one.precision) for one in choices[0]] == [
+        ('openvino', 'bf16'),
+        ('openvino', 'fp32'),
+    ]
+    again = StereoEngine(model_file, 'openvino')
+    again.warm_up(20, 30)
+    assert (again.precision, len(choices)) == (quickest, 1)
+    for precision in ('bf16', 'fp32'):
+        named = StereoEngine(model_file, 'openvino', precision=precision)
+        named.warm_up(20, 30)
+        assert (named.precision, len(choices)) == (precision, 1)
+
+
 def test_a_choice_that_cannot_be_kept_is_only_a_warning(
     model_file, choices, monkeypatch, tmp_path, caplog
 ):

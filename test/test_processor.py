@@ -52,5 +52,18 @@ def test_the_model_is_what_the_system_says(monkeypatch):
     assert processor.processor_name() == ''
 
 
+@pytest.mark.parametrize(
+    ('name', 'maker'),
+    [
+        ('AMD EPYC', 'AMD'),
+        ('Intel(R) Xeon(R) Processor', 'Intel'),
+        ('Raspberry Pi 5 Model B', 'Raspberry'),
+        ('', ''),
+    ],
+)
+def test_the_maker_is_the_first_word(name, maker):
+    assert processor.maker_of(name) == maker
+
+
 def test_this_one_is_one_line():
     assert '\n' not in processor.processor_name()

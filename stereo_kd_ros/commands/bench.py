@@ -18,7 +18,7 @@ from stereo_kd_ros.commands.console import (
     require_rclpy,
     table_of,
 )
-from stereo_kd_ros.processor import vector_unit
+from stereo_kd_ros.processor import processor_name, vector_unit
 
 
 @readable_errors
@@ -113,7 +113,7 @@ def bench(
     from stereo_kd_ros import benchmark as benchmarking
     from stereo_kd_ros.model import list_models
 
-    before = benchmarking.baseline_for(check, vector_unit()) if check else None
+    before = benchmarking.baseline_for(check, vector_unit(), processor_name()) if check else None
     if plot:
         benchmarking.check_plot(plot)
     named = _words(models) or [path.stem for path in list_models()]

@@ -210,8 +210,9 @@ def test_what_is_computed_in_is_the_machines_matter_unless_it_is_named(tmp_path,
         pytest.skip('the processor is asked where there is no GPU')
     assert TrainingConfig().precision == 'auto'
     pairs = ShiftedTextures()
-    for has_bf16, chosen in ((True, 'bf16'), (False, 'no')):
+    for has_bf16, pays, chosen in ((True, True, 'bf16'), (True, False, 'no'), (False, None, 'no')):
         monkeypatch.setattr(precision, 'computes_bf16', lambda has=has_bf16: has)
+        monkeypatch.setattr(precision, 'bf16_pays', lambda pays=pays: pays)
         run = config(steps=1, precision='auto', validate_every=9)
         # The second goes on with what the first began.
         trainer = Trainer(run, tmp_path, pairs)
@@ -223,6 +224,15 @@ def test_what_is_computed_in_is_the_machines_matter_unless_it_is_named(tmp_path,
             with pytest.raises(TrainingError, match='another precision'):
                 Trainer(config(steps=1, precision='no', validate_every=9), tmp_path, pairs)
             Trainer(run, tmp_path, pairs)
+
+
+def test_the_real_measuring_of_bfloat16_leaves_the_dice_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    precision.bf16_pays.cache_clear()
+    pays = precision.bf16_pays()
+    assert isinstance(pays, bool) and precision.bf16_pays() is pays
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bfloat16_where_it_will_be_slow_is_told(monkeypatch, caplog):
