@@ -247,6 +247,20 @@ def test_unknown_peers(text: str, words: str) -> None:
         peer_method(text)
 
 
+def test_a_report_says_what_was_computed_in_when_it_was_timed(root: Path) -> None:
+    details = {'precision': 'bf16'}
+    method = Method(
+        'chosen',
+        lambda left, right: np.ones(left.shape[:2], np.float32),
+        'model',
+        None,
+        details,
+        lambda height, width: details.update(precision='fp32'),
+    )
+    report = run_evaluation([method], root, sets=['far'], latency_budget_s=0.0)
+    assert report['methods']['chosen']['details'] == {'precision': 'fp32'}
+
+
 def test_model_beside_a_peer(root: Path, tmp_path: Path) -> None:
     path = write_block_matcher(tmp_path / 'tiny.onnx')
     methods = [model_method(str(path)), matcher_method('bm')]

@@ -164,17 +164,24 @@ def test_times_on_processors_of_two_kinds_stand_beside_each_other(
     folder: Path, report: Path
 ) -> None:
     reports = []
-    for kind, factor in (('AVX2', 4.0), ('NEON', 9.0), ('AVX2', 5.0)):
+    for processor, vectors, factor in (
+        ('AMD EPYC', 'AVX2', 4.0),
+        ('', 'NEON', 9.0),
+        ('AMD Ryzen', 'AVX2', 5.0),
+        ('Intel(R) Xeon(R)', 'AVX2', 6.0),
+    ):
         of = json.loads(report.read_text())
-        of['machine']['vectors'] = kind
+        of['machine'].update(processor=processor, vectors=vectors)
         for own in of['methods'].values():
             own['latency_ms'] = {'min': factor, 'median': factor}
         reports.append(of)
     zoo = collect(folder, reports)
     for entries in (zoo['models'][0]['latency'], *(p['latency'] for p in zoo['peers'].values())):
         told = [(entry['machine']['vectors'], entry['min_ms']) for entry in entries]
-        assert told == [('AVX2', 5.0), ('NEON', 9.0)]
-    assert '| matcher_nano | NEON | cpu |' in as_markdown(zoo)
+        assert told == [('AVX2', 5.0), ('AVX2', 6.0), ('NEON', 9.0)]
+    text = as_markdown(zoo)
+    for kind in ('AMD AVX2', 'Intel AVX2', 'NEON'):
+        assert f'| matcher_nano | {kind} | cpu |' in text
 
 
 def test_graph_digest_sees_the_graph_and_not_the_manifest(folder: Path) -> None:

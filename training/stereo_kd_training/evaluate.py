@@ -434,8 +434,14 @@ def model_method(text: str, provider: str = 'cpu', threads: int | None = None) -
         'manifest': engine.manifest and json.loads(engine.manifest.to_json()),
     }
     name = engine.path.stem if provider == 'cpu' else f'{engine.path.stem} {engine.provider}'
-    # As the node does: a provider may have a session of its own for the size in use.
-    return Method(name, predict, 'model', None, details, engine.warm_up)
+
+    def warm_up(height: int, width: int) -> None:
+        # As the node does: a provider may have a session of its own for the size in use, and
+        # computes there in what is quickest.
+        engine.warm_up(height, width)
+        details.update(provider=engine.provider, precision=engine.precision)
+
+    return Method(name, predict, 'model', None, details, warm_up)
 
 
 def evaluate_command(
@@ -590,6 +596,9 @@ def run_evaluation(
         )
         for name, timing in measure_latency(methods, left, right, latency_budget_s).items():
             by_method[name]['latency_ms'] = timing
+        for method in methods:
+            # What it computes in may have been chosen as it was warmed up.
+            by_method[method.name]['details'] = dict(method.details)
     return {
         'protocol': {
             'pixels': f'0 < d < {MAX_DISPARITY_PX}',

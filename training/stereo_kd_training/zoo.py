@@ -21,6 +21,7 @@ import typer
 
 from stereo_kd_ros.metrics import DEPTH_ERROR, useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
+from stereo_kd_ros.processor import maker_of
 from stereo_kd_training.evaluation_report import read_report
 
 FORMAT = 1
@@ -175,8 +176,13 @@ def _with_timing(
 
 def _way(entry: Mapping[str, Any]) -> tuple[str, str, int]:
     """Kind of processor, provider and threads."""
-    vectors = entry['machine'].get('vectors') or ''
-    return vectors, entry['provider'], entry['threads'] or 0
+    return _kind(entry['machine']), entry['provider'], entry['threads'] or 0
+
+
+def _kind(machine: Mapping[str, Any]) -> str:
+    """Maker and vector instructions of a processor: neither tells alone how fast it computes."""
+    maker = maker_of(machine.get('processor') or '')
+    return f'{maker} {machine.get("vectors") or ""}'.strip()
 
 
 def _timing(of: Mapping[str, Any], report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -348,7 +354,7 @@ def _latency_rows(name: str, of: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             name,
-            entry['machine'].get('vectors') or '-',
+            _kind(entry['machine']) or '-',
             entry['provider'],
             entry['precision'] or '-',
             str(entry['threads'] or '-'),
