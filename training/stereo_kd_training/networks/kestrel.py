@@ -51,6 +51,8 @@ from stereo_kd_training.networks.confidence import ConfidenceCalibration
 CELLS_PX = (6, 5, 4, 3, 2)
 REFINED_STEPS = 2
 FARTHEST_NEIGHBOUR = 4.0
+# Pixels of the stems from which on a neighbour's answer is that of another surface.
+NEAREST_JUMP = 2.0
 # What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
 _OF_THE_ANSWER = 10
 # The logit of taking the answer of a neighbour, beside 0 of keeping one's own, before training.
@@ -312,7 +314,9 @@ class Refinement(nn.Module):
             Stereo, Bleyer et al., BMVC 2011): an answer on the wrong surface is farther off than
             an offset can tell.
         trials: how many passes, of the first ones, compare the views at the neighbours' answers
-            as well (as PatchMatch evaluates what it propagates); 0 without `moves`.
+            as well (as PatchMatch evaluates what it propagates). Then only these passes move,
+            and only to answers more than `NEAREST_JUMP` away. 0 takes neighbours' answers
+            unseen, and without `moves` none.
     """
 
     def __init__(
@@ -390,11 +394,14 @@ class Refinement(nn.Module):
             entered, matches = read(whole, rest, seen, tried)
             told = self.body(entered)
             rest = rest + self.offset(told).float()
-            if self.move is not None:
+            if self.move is not None and (tried is not None or not self.trials):
                 shares = self.move(told).float()
                 if matches is not None:
                     shares = shares + matches.float()
                 shares = torch.exp(shares.clamp(-10.0, 10.0))
+                if matches is not None:
+                    # Of the same surface the offset tells: a mean with neighbours is only blurred.
+                    shares = shares * (steps.abs() > NEAREST_JUMP).float()
                 moved = (shares * steps).sum(1, keepdim=True)
                 rest = rest + moved / (1 + shares.sum(1, keepdim=True))
         return whole + rest
