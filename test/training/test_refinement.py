@@ -23,7 +23,6 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     REFINED_STEPS,
     local_costs,
     neighbourhood,
-    trial_costs,
     with_cells,
     with_refinement,
 )
@@ -100,31 +99,6 @@ def test_the_deployed_costs_are_the_same(batch, channels, rows, columns, seed):
     torch.testing.assert_close(summed, local_costs(left, right, whole))
 
 
-@pytest.mark.parametrize('step', STEPS)
-def test_a_trial_costs_what_a_step_to_that_place_does(step):
-    torch.manual_seed(step)
-    left, right = torch.rand(2, 2, 3, 8, 14)
-    whole = torch.randint(-3, 20, (2, 2, 4, 7)).float()
-    tried = trial_costs(left, right, whole + step).view(2, 2, 3, 4, 7)
-    for number in range(2):
-        costs = local_costs(left, right, whole[:, number : number + 1])
-        index = 3 * (step + REFINED_STEPS)
-        torch.testing.assert_close(tried[:, number], costs[:, index : index + 3])
-
-
-def test_the_deployed_trials_are_the_same():
-    torch.manual_seed(2)
-    left, right = torch.rand(2, 2, 3, 8, 14)
-    whole = torch.randint(-4, 20, (2, 1, 4, 7)).float()
-    tried = torch.randint(-4, 20, (2, 8, 4, 7)).float()
-    weight, bias = deployed.pair_weights(torch.eye(3)[..., None, None], torch.zeros(3))
-    own, pairs = (F.conv2d(view, weight, bias, s) for view, s in ((left, 2), (right, (2, 1))))
-    costs = deployed.local_costs(deployed.in_rows(own), pairs, whole, REFINED_STEPS, tried)
-    summed = costs.view(2, len(STEPS) + 8, 4, 3, 4, 7).sum(2)
-    expected = torch.cat((local_costs(left, right, whole), trial_costs(left, right, tried)), 1)
-    torch.testing.assert_close(summed.flatten(1, 2), expected)
-
-
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_the_deployed_neighbourhood_is_the_same(rows, columns, seed):
@@ -183,68 +157,9 @@ def test_a_cell_takes_the_answer_of_its_neighbour(where, rows, columns):
     assert thrice[0, 0, 2, 3] != pytest.approx(float(once[0, 0, 2, 3]), abs=0.1)
 
 
-def test_of_its_neighbours_answers_a_cell_takes_the_one_that_matches():
-    """A shifted texture whose disparity a column of cells knows, and none beside it."""
-    torch.manual_seed(3)
-    network = create('kestrel', **REFINED, refined_moves=True, refined_trials=1).eval()
-    stem = network.encoder.stem[0].out_channels
-    texture = torch.rand(1, stem, 16, 60)
-    stems = torch.cat((texture[..., :40], texture[..., 12:52]))
-    answer = torch.full((1, 1, 8, 20), 3.0)
-    answer[..., 12] = 12.0
-    context = torch.zeros(1, network.upsampling[0][0].in_channels, 8, 20)
-    refinement = network.refinement
-    with torch.no_grad():
-        refinement.move.bias.fill_(-4.0)
-        known = (stems, context, answer, torch.ones_like(answer))
-        untaught = refinement(*known)
-        # A difference of all channels in all four pixels counts for as much as it is.
-        refinement.match.weight.fill_(10.0)
-        taught, twice = refinement(*known), refinement(*known, 2)
-    inside = (0, 0, slice(1, -1))
-    torch.testing.assert_close(
-        taught[inside][:, 11:14], torch.full((6, 3), 12.0), atol=0.2, rtol=0
-    )
-    assert (untaught[inside][:, [11, 13]] < 6).all()
-    torch.testing.assert_close(taught[inside][:, 6:10], untaught[inside][:, 6:10])
-    # Only the first pass tries: by the second the answer has not gone one cell farther.
-    assert (twice[inside][:, [10, 14]] < 6).all()
-    # Nor does it take the mean with an answer of the same surface, however well that matches.
-    with torch.no_grad():
-        slope = refinement(stems, context, answer.clamp(max=4.5), torch.ones_like(answer))
-    torch.testing.assert_close(slope, answer.clamp(max=4.5))
-    refinement.trials = 2
-    with torch.no_grad():
-        twice = refinement(*known, 2)
-    torch.testing.assert_close(twice[inside][:, 10:15], torch.full((6, 5), 12.0), atol=0.4, rtol=0)
-
-
 def test_moves_without_a_refinement_are_refused():
     with pytest.raises(NetworkError, match='give refined too'):
         create('kestrel', **TINY, refined_moves=True)
-
-
-@pytest.mark.parametrize('options', [{'refined_trials': 1}, {'refined_trials': -1}])
-def test_trials_without_moves_are_refused(options):
-    with pytest.raises(NetworkError, match='together with refined_moves'):
-        create('kestrel', **REFINED, **options)
-
-
-@pytest.mark.parametrize('form', ['trained', 'exported'])
-def test_trials_are_added_to_a_refinement_that_goes_on_as_it_was(tmp_path, form):
-    network = refined(refined=(4, 8, 1, 6))
-    if form == 'exported':
-        export_network(network, tmp_path / 'x.onnx', sizes=((64, 96),))
-        network = load_shipped(tmp_path / 'x.onnx')
-    options = {**network.configuration['options'], 'refined_moves': True, 'refined_trials': 1}
-    more = create('kestrel', **options).eval()
-    more.load_state_dict(more.fitted(network.state_dict()))
-    images = torch.rand(2, 1, 3, 64, 96)
-    with torch.no_grad():
-        before, after = network(*images).disparity, more(*images).disparity
-    assert (after - before).abs().max() < 0.1
-    assert with_refinement(network, more).refinement.trials == 1
-    assert with_refinement(more, network).refinement.trials == 0
 
 
 def test_moves_are_added_to_a_refinement_that_goes_on_as_it_was():
@@ -402,31 +317,19 @@ def test_only_the_named_parts_learn(tmp_path):
 
 @pytest.mark.parametrize('cell', [(4, 4), (6, 3)])
 @pytest.mark.parametrize(
-    ('numbers', 'moves', 'trials'),
-    [
-        ((4, 8, 1), False, 0),
-        ((4, 8, 1, 6), False, 0),
-        ((4, 8, 1, 6), True, 0),
-        ((4, 8, 1, 6), True, 1),
-        ((4, 8, 1), True, 2),
-    ],
+    ('numbers', 'moves'), [((4, 8, 1), False), ((4, 8, 1, 6), False), ((4, 8, 1, 6), True)]
 )
-def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers, moves, trials):
+def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers, moves):
     options = {'max_disparity_px': 12 * cell[1], 'cell_px': cell[1], 'cell_height_px': cell[0]}
-    options.update(refined_moves=moves, refined_trials=trials, refined_passes=2 if trials else 1)
-    network = refined(refined=numbers, **options)
+    network = refined(refined=numbers, refined_moves=moves, **options)
     if moves:
         torch.nn.init.normal_(network.refinement.move.weight, std=3.0)
-    if trials:
-        torch.nn.init.normal_(network.refinement.trial.weight)
-        torch.nn.init.normal_(network.refinement.match.weight)
     size = tuple(2 * stride for stride in network.strides)
     (parity,) = export_network(network, tmp_path / 'x.onnx', tolerance_px=0.01, sizes=(size,))
     assert parity.off_fraction < 0.01
     again = load_shipped(tmp_path / 'x.onnx')
     assert again.configuration['options']['refined'] == list(numbers)
     assert (again.refinement.move is not None) is moves
-    assert again.refinement.trials == trials
     images = torch.rand(2, 1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -560,17 +463,11 @@ def test_a_pruned_network_learns_anew_what_of_its_cells_is_read(ratio):
 
 
 @pytest.mark.parametrize(
-    ('numbers', 'moves', 'trials'),
-    [
-        ((4, 8, 1), False, 0),
-        ((4, 8, 1, 6), False, 0),
-        ((4, 8, 1, 6), True, 0),
-        ((4, 8, 1, 6), True, 1),
-    ],
+    ('numbers', 'moves'), [((4, 8, 1), False), ((4, 8, 1, 6), False), ((4, 8, 1, 6), True)]
 )
-def test_it_is_counted_and_can_be_pruned(numbers, moves, trials):
+def test_it_is_counted_and_can_be_pruned(numbers, moves):
     plain = complexity(create('kestrel', **TINY), 64, 96)
-    network = refined(refined=numbers, refined_moves=moves, refined_trials=trials)
+    network = refined(refined=numbers, refined_moves=moves)
     with_it = complexity(network, 64, 96)
     assert plain.macs < with_it.macs and plain.parameters < with_it.parameters
     report = prune_to_ratio(network, 0.5, round_to=4)

@@ -251,12 +251,8 @@ def in_rows(view: Tensor) -> Tensor:
     return view.permute(0, 2, 3, 1).unsqueeze(3)
 
 
-def local_costs(
-    own: Tensor, pairs: Tensor, whole: Tensor, reach: int, tried: Tensor | None = None
-) -> Tensor:
+def local_costs(own: Tensor, pairs: Tensor, whole: Tensor, reach: int) -> Tensor:
     """`kestrel.local_costs` before the sum over a cell, which the weights behind it can take.
-
-    With `tried` behind it what `kestrel.trial_costs` is the sum of.
 
     Rows of a table are read one by one whatever their length, so one has all four pixels of a
     cell; sums over inner axes are left to a reference kernel.
@@ -266,10 +262,9 @@ def local_costs(
         pairs: (B, 4 C, h, 2 w - 1), the right pixels in the same order, of a cell at each column.
         whole: (B, 1, h, w) whole numbers.
         reach: steps to either side.
-        tried: (B, n, h, w) other whole numbers.
 
     Returns:
-        (B, (2 reach + 1 + n) 4 C, h, w).
+        (B, (2 reach + 1) 4 C, h, w).
     """
     batch, rows, columns, _, channels = own.shape
     # Beyond the sides the outermost pixel counts: a cell that has it twice.
@@ -278,18 +273,12 @@ def local_costs(
     width = 2 * columns
     steps = torch.arange(reach + 1, -reach, -1, device=own.device)
     places = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + steps
-    places = places - whole[:, 0].to(steps.dtype).unsqueeze(3)
-    if tried is not None:
-        straight = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + 1
-        trials = straight - tried.to(steps.dtype).permute(0, 2, 3, 1)
-        places = torch.cat((places, trials), 3)
-    places = places.clamp(0, width)
-    count = places.shape[3]
+    places = (places - whole[:, 0].to(steps.dtype).unsqueeze(3)).clamp(0, width)
     lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * (width + 1)
     table = table.permute(0, 2, 3, 1).reshape(batch * rows * (width + 1), channels)
-    seen = table[(lines + places).flatten()].view(batch, rows, columns, count, channels)
+    seen = table[(lines + places).flatten()].view(batch, rows, columns, len(steps), channels)
     costs = (own - seen).abs()
-    return costs.reshape(batch, rows, columns, count * channels).permute(0, 3, 1, 2)
+    return costs.reshape(batch, rows, columns, len(steps) * channels).permute(0, 3, 1, 2)
 
 
 def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:

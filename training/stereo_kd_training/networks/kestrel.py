@@ -51,16 +51,10 @@ from stereo_kd_training.networks.confidence import ConfidenceCalibration
 CELLS_PX = (6, 5, 4, 3, 2)
 REFINED_STEPS = 2
 FARTHEST_NEIGHBOUR = 4.0
-# Pixels of the stems from which on a neighbour's answer is that of another surface.
-NEAREST_JUMP = 2.0
 # What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
 _OF_THE_ANSWER = 10
 # The logit of taking the answer of a neighbour, beside 0 of keeping one's own, before training.
 _UNMOVED = -8.0
-
-# Whole numbers and rests of the answers, their neighbours' and what of those is tried, to what
-# is read there and how well what was tried matches.
-_Reader = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def conv_bn(
@@ -313,10 +307,6 @@ class Refinement(nn.Module):
             it, by shares that it tells, besides the offset (as neighbours propagate in PatchMatch
             Stereo, Bleyer et al., BMVC 2011): an answer on the wrong surface is farther off than
             an offset can tell.
-        trials: how many passes, of the first ones, compare the views at the neighbours' answers
-            as well (as PatchMatch evaluates what it propagates). Then only these passes move,
-            and only to answers more than `NEAREST_JUMP` away. 0 takes neighbours' answers
-            unseen, and without `moves` none.
     """
 
     def __init__(
@@ -328,15 +318,12 @@ class Refinement(nn.Module):
         blocks: int,
         features: int = 0,
         moves: bool = False,
-        trials: int = 0,
     ) -> None:
         super().__init__()
-        self.trials = trials
         self.project = nn.Conv2d(stem, channels, 1)
         self.features = self._features(stem, features, channels) if features else None
         self.of_stems, self.of_features = _Convolution(), _Convolution()
-        self.of_costs, self.of_trials = _Convolution(), _Convolution()
-        self.of_context, self.of_answer = _Convolution(), _Convolution()
+        self.of_costs, self.of_context, self.of_answer = (_Convolution() for _ in range(3))
         steps = 2 * REFINED_STEPS + 1
         self.enter = conv_bn(steps * channels + context + _OF_THE_ANSWER, width, 1)
         self.body = _stage(width, width, 1, blocks, 2)
@@ -348,13 +335,6 @@ class Refinement(nn.Module):
         if self.move is not None:
             nn.init.zeros_(self.move.weight)
             nn.init.constant_(self.move.bias, _UNMOVED)
-        self.trial = self.match = None
-        if trials:
-            # What all trials tell the layers, and what each tells of its own share.
-            self.trial = nn.Conv2d(8 * channels, width, 1, bias=False)
-            self.match = nn.Conv2d(channels, 1, 1, bias=False)
-            nn.init.zeros_(self.trial.weight)
-            nn.init.zeros_(self.match.weight)
 
     @staticmethod
     def _features(stem: int, features: int, channels: int) -> nn.Sequential:
@@ -390,28 +370,18 @@ class Refinement(nn.Module):
                 whole, rest = whole + step, rest - step
             steps = near(whole, rest)
             seen = steps.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR)
-            tried = whole + (rest + steps).detach().round() if done < self.trials else None
-            entered, matches = read(whole, rest, seen, tried)
-            told = self.body(entered)
+            told = self.body(read(whole, rest, seen))
             rest = rest + self.offset(told).float()
-            if self.move is not None and (tried is not None or not self.trials):
-                shares = self.move(told).float()
-                if matches is not None:
-                    shares = shares + matches.float()
-                shares = torch.exp(shares.clamp(-10.0, 10.0))
-                if matches is not None:
-                    # Of the same surface the offset tells: a mean with neighbours is only blurred.
-                    shares = shares * (steps.abs() > NEAREST_JUMP).float()
+            if self.move is not None:
+                shares = torch.exp(self.move(told).float().clamp(-10.0, 10.0))
                 moved = (shares * steps).sum(1, keepdim=True)
                 rest = rest + moved / (1 + shares.sum(1, keepdim=True))
         return whole + rest
 
-    def _reader(self, stems: Tensor, context: Tensor, mass: Tensor) -> _Reader:
-        """What is read where an answer is: (B, 1 or 8, h, w) to (B, width, h, w).
-
-        Where answers of neighbours are tried, how much better than the own one they match comes
-        with it, (B, 8, h, w).
-        """
+    def _reader(
+        self, stems: Tensor, context: Tensor, mass: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What is read where an answer is: (B, 1 or 8, h, w) to (B, width, h, w)."""
         if deployed.deployed('costs'):
             return self._deployed_reader(stems, context, mass)
         compared = self.project(stems)
@@ -419,25 +389,16 @@ class Refinement(nn.Module):
             compared = compared + self.features(stems)
         left, right = split_views(compared)
 
-        def read(
-            whole: Tensor, rest: Tensor, near: Tensor, tried: Tensor | None
-        ) -> tuple[Tensor, Tensor | None]:
+        def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
             costs = local_costs(left, right, whole)
-            known = torch.cat((costs, context, rest, mass, near), 1)
-            if tried is None or self.trial is None or self.match is None:
-                return self.enter(known), None
-            trials = trial_costs(left, right, tried)
-            entered = self.enter[1](self.enter[0](known)) + self.trial(trials)
-            channels = left.shape[1]
-            own = costs[:, REFINED_STEPS * channels : (REFINED_STEPS + 1) * channels]
-            # The own one first, as if it were one more image of the batch.
-            each = torch.cat((own, trials), 1).unflatten(1, (9, channels)).flatten(0, 1)
-            own, others = self.match(each).unflatten(0, (-1, 9)).squeeze(2).split((1, 8), 1)
-            return F.relu(entered), own - others
+            known = (costs, context, rest, mass, near)
+            return self.enter(torch.cat(known, 1))
 
         return read
 
-    def _deployed_reader(self, stems: Tensor, context: Tensor, mass: Tensor) -> _Reader:
+    def _deployed_reader(
+        self, stems: Tensor, context: Tensor, mass: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The same with what is compared in the order in which it is read.
 
         The layer that reads comparisons, context and answer is in three: nothing is copied beside
@@ -461,43 +422,15 @@ class Refinement(nn.Module):
         of_costs, of_context, of_answer = weight.split([int(size) for size in sizes], 1)
         of_costs = of_costs.view(len(weight), steps, 1, channels).expand(-1, -1, 4, -1)
         of_costs = deployed.constant(of_costs.reshape(len(weight), -1, 1, 1))
-        of_trials = deployed.constant(self._weights_of_trials(weight[:, : steps * channels]))
         of_answer = deployed.constant(of_answer)
         known = self.of_context(context, deployed.constant(of_context), deployed.constant(bias))
 
-        def read(
-            whole: Tensor, rest: Tensor, near: Tensor, tried: Tensor | None
-        ) -> tuple[Tensor, Tensor | None]:
-            costs = deployed.local_costs(own, pairs, whole, REFINED_STEPS, tried)
+        def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
+            costs = deployed.local_costs(own, pairs, whole, REFINED_STEPS)
             answer = self.of_answer(torch.cat((rest, mass, near), 1), of_answer)
-            if tried is None:
-                return F.relu(self.of_costs(costs, of_costs) + answer + known), None
-            told, matches = self.of_trials(costs, of_trials).split((len(weight), 8), 1)
-            return F.relu(told + answer + known), matches
+            return F.relu(self.of_costs(costs, of_costs) + answer + known)
 
         return read
-
-    def _weights_of_trials(self, of_costs: Tensor) -> Tensor:
-        """Of the convolution that reads costs and trials, each of the four pixels of a cell.
-
-        Its last eight answers say how much better than the own answer each trial matches.
-
-        Args:
-            of_costs: (width, steps * channels, 1, 1).
-
-        Returns:
-            (width + 8, (steps + 8) * 4 * channels, 1, 1); without trials of no use.
-        """
-        if self.trial is None or self.match is None:
-            return of_costs
-        width, channels = len(of_costs), self.match.in_channels
-        told = torch.cat((of_costs, self.trial.weight), 1).view(width, -1, 1, channels)
-        matches = told.new_zeros(8, told.shape[1], 1, channels)
-        matches[:, REFINED_STEPS, 0] = self.match.weight[0, :, 0, 0]
-        steps = told.shape[1] - 8
-        matches[range(8), range(steps, steps + 8), 0] = -self.match.weight[0, :, 0, 0]
-        whole = torch.cat((told, matches)).expand(-1, -1, 4, -1)
-        return whole.reshape(width + 8, -1, 1, 1)
 
     def recovered(
         self, convolutions: dict[str, tuple[Tensor, Tensor | None]]
@@ -512,19 +445,10 @@ class Refinement(nn.Module):
             weight, bias = convolutions['of_features']
             found['features.1.weight'] = weight[:channels, :, :3, :3]
             found['features.1.bias'] = bias[:channels]
+        costs, _ = convolutions['of_costs']
         context, bias = convolutions['of_context']
         answer, _ = convolutions['of_answer']
-        if 'of_trials' in convolutions:
-            # It reads what is read without trials too.
-            both, width = convolutions['of_trials'][0], len(context)
-            both = both.view(len(both), -1, 4, channels)[:, :, 0]
-            found['match.weight'] = both[-1, REFINED_STEPS].view(1, -1, 1, 1)
-            costs, trials = both[:width].split((both.shape[1] - 8, 8), 1)
-            found['trial.weight'] = trials.reshape(width, -1, 1, 1)
-        else:
-            costs = convolutions['of_costs'][0]
-            costs = costs.view(len(costs), -1, 4, channels)[:, :, 0]
-        costs = costs.reshape(len(costs), -1, 1, 1)
+        costs = costs.view(len(costs), -1, 4, channels)[:, :, 0].reshape(len(costs), -1, 1, 1)
         found['enter.0.weight'] = torch.cat((costs, context, answer), 1)
         found.update({f'enter.1.{k}': v for k, v in unfolded(self.enter[1], bias).items()})
         return found
@@ -580,32 +504,6 @@ def local_costs(left: Tensor, right: Tensor, whole: Tensor) -> Tensor:
         (own - seen[:, :, :, :, reach - k : reach - k + 2]).abs().sum((2, 4))
         for k in range(-reach, reach + 1)
     ]
-    return torch.cat(costs, 3).permute(0, 3, 1, 2)
-
-
-@opaque()
-def trial_costs(left: Tensor, right: Tensor, tried: Tensor) -> Tensor:
-    """|left(x) - right(x - tried)|, summed over cells of 2x2, for each of the numbers of a cell.
-
-    Args:
-        left, right: (B, C, 2 h, 2 w).
-        tried: (B, n, h, w) whole numbers.
-
-    Returns:
-        (B, n C, h, w). Beyond the sides the outermost pixel counts.
-    """
-    batch, channels, height, width = left.shape
-    rows, columns = height // 2, width // 2
-    device = left.device
-    first = 2 * torch.arange(columns, device=device)
-    line = torch.arange(batch * height, device=device).view(batch, rows, 2, 1, 1) * width
-    table = right.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    own = left.permute(0, 2, 3, 1).reshape(batch, rows, 2, columns, 2, channels)
-    costs = []
-    for numbers in tried.unbind(1):
-        place = (first - numbers.to(first.dtype)).unsqueeze(3) + torch.arange(2, device=device)
-        place = line + place.clamp(0, width - 1).unsqueeze(2)
-        costs.append((own - table[place.flatten()].view(own.shape)).abs().sum((2, 4)))
     return torch.cat(costs, 3).permute(0, 3, 1, 2)
 
 
@@ -696,7 +594,6 @@ class Kestrel(StereoNetwork):
             features; none if not given.
         refined_passes: how often it is asked, 1 or more.
         refined_moves: whether it may take the answer of a cell beside the one it refines.
-        refined_trials: how many passes, of the first ones, compare the views at those answers.
     """
 
     source = 'this project'
@@ -718,7 +615,6 @@ class Kestrel(StereoNetwork):
         refined: tuple[int, int, int] | tuple[int, int, int, int] | None = None,
         refined_passes: int = 1,
         refined_moves: bool = False,
-        refined_trials: int = 0,
     ) -> None:
         super().__init__()
         # height and width
@@ -762,20 +658,10 @@ class Kestrel(StereoNetwork):
                 'refined_moves is of a refinement, and there is none; give refined too, such as '
                 '[8, 48, 3, 16], or leave it out'
             )
-        if refined_trials < 0 or (refined_trials and not refined_moves):
-            raise NetworkError(
-                f'refined_trials is {refined_trials}, expected 0, or 1 or more together with '
-                'refined_moves: what is tried are the answers that it may take'
-            )
         self.refinement = None
         if refined:
-            self.refinement = Refinement(
-                stem,
-                guide + aggregation[0],
-                *refined,
-                moves=refined_moves,
-                trials=refined_trials,
-            )
+            context_channels = guide + aggregation[0]
+            self.refinement = Refinement(stem, context_channels, *refined, moves=refined_moves)
         self.calibration = ConfidenceCalibration() if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
@@ -1078,13 +964,9 @@ def with_refinement(
     options = configuration['options']
     options['refined'] = other.configuration['options']['refined']
     options['refined_passes'] = passes or other.refined_passes
-    for name, value in (
-        ('refined_moves', other.refinement.move is not None),
-        ('refined_trials', other.refinement.trials),
-    ):
-        options.pop(name, None)
-        if value:
-            options[name] = value
+    options.pop('refined_moves', None)
+    if other.refinement.move is not None:
+        options['refined_moves'] = True
     scope, enter = 'refinement.', 'refinement.enter.0.weight'
     widths = {
         **_outside(scope, network.configuration.get('widths', {})),
