@@ -18,6 +18,7 @@ from stereo_kd_training.complexity import complexity  # noqa: E402
 from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import NetworkError, create  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    _Up,
     convex_upsample,
     correlation_volume,
     window_regression,
@@ -211,7 +212,6 @@ def test_cells_need_not_be_square(first, second):
     one = create('kestrel', **options, cell_px=first[0], cell_height_px=first[1]).eval()
     other = with_cells(one, *second)
     assert other.cell == (second[1] or second[0], second[0])
-    assert other.strides == (8 * other.cell[0], 8 * other.cell[1])
     cells_high, cells_wide = 8, 16
     logits = []
     for network in (one, other):
@@ -290,14 +290,34 @@ def test_finer_cells_are_exported(rows, cell, tmp_path):
     torch.manual_seed(0)
     options = {**TINY, 'max_disparity_px': 12 * cell, 'cell_px': cell, 'cell_height_px': rows}
     network = create('kestrel', **options).eval()
-    assert network.strides == (8 * rows, 8 * cell)
+    # Of columns as many as four products of a resize read; those of six are the stem's own.
+    assert network.strides == (rows, {2: 4, 3: 12, 4: 4, 5: 20, 6: 6}[cell])
     assert network.stride % (8 * rows) == network.stride % (8 * cell) == 0
     export_network(network, tmp_path / 'fine.onnx', sizes=((48 * rows, 96), (50, 83)))
 
 
 def test_a_size_between_the_strides_is_counted_as_it_is_padded():
     network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': 3})
-    assert complexity(network, 97, 640).macs == complexity(network, 120, 648).macs > 0
+    assert complexity(network, 97, 640).macs == complexity(network, 99, 648).macs > 0
+
+
+@pytest.mark.parametrize('rows, columns', [(11, 13), (8, 9), (1, 1), (9, 16)])
+def test_any_number_of_cells_goes_through_all_levels(rows, columns):
+    network = create('kestrel', **{**TINY, 'max_disparity_px': 48, 'cell_px': 6}).eval()
+    with torch.no_grad():
+        found = network(*torch.rand(2, 1, 3, 6 * rows, 6 * columns))
+    assert found.features['coarse'].shape == (1, 1, rows, columns)
+    assert found.disparity.shape == (1, 6 * rows, 6 * columns)
+    assert torch.isfinite(found.disparity).all()
+
+
+def test_an_odd_side_is_enlarged_without_a_shift():
+    up = _Up(2, 2, 1, 1).eval()
+    up.lateral, up.refine = torch.nn.Identity(), torch.nn.Identity()
+    coarse = torch.arange(12.0).view(1, 2, 2, 3)
+    found = up(coarse, torch.zeros(1, 2, 3, 5))
+    expected = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :3, :5]
+    torch.testing.assert_close(found, expected)
 
 
 def test_cells_of_another_size_are_refused():

@@ -45,6 +45,11 @@ def deployed(form: str) -> bool:
     return torch.jit.is_tracing() and form not in _left_out
 
 
+def left_out(form: str) -> bool:
+    """Whether graphs are traced without this one of `FORMS`, see `without`."""
+    return form in _left_out
+
+
 @contextmanager
 def without(*forms: str) -> Iterator[None]:
     """Trace what training runs instead of these `FORMS`.
