@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.model import read_manifest  # noqa: E402
+from stereo_kd_training.complexity import complexity  # noqa: E402
 from stereo_kd_training.datasets.procedural import PoolManifest  # noqa: E402
 from stereo_kd_training.export import (  # noqa: E402
     ExportError,
@@ -200,7 +201,7 @@ def test_a_tempered_file_says_so_and_keeps_no_figures_of_its_source(network, tmp
     manifest = replace(
         build_manifest(network, 'soft'),
         metrics={'sets': {}},
-        extra={'confidence': {'pairs': 3}, 'steps': 7},
+        extra={'confidence': {'pairs': 3, 'held_out': {}}, 'steps': 7},
     )
     export_network(network, source, manifest, sizes=SIZES[:1])
     asked = ['--temperature', '1.25', '--version', '2.0.0']
@@ -208,9 +209,15 @@ def test_a_tempered_file_says_so_and_keeps_no_figures_of_its_source(network, tmp
     assert result.exit_code == 0, result.output
     written = read_manifest(out)
     assert (written.version, written.metrics) == ('2.0.0', {})
-    assert written.extra == {'steps': 7, 'temperature': 1.25}
+    assert written.extra == {
+        'steps': 7,
+        'temperature': 1.25,
+        'confidence': {'pairs': 3, 'tempered': 1.25},
+    }
+    assert written.macs_640x480 == complexity(network).macs
     result = CliRunner().invoke(app, ['export', str(out), '-o', str(out), *asked])
-    assert read_manifest(out).extra['temperature'] == 1.5625
+    twice = read_manifest(out).extra
+    assert (twice['temperature'], twice['confidence']['tempered']) == (1.5625, 1.5625)
     left, right = (image[0] for image in example_pair(75, 110, seed=4))
     hard, soft = (
         StereoEngine(f, provider='cpu', threads=1).infer(left, right) for f in (source, out)

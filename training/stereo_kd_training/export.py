@@ -172,7 +172,8 @@ def export_again(
 
     Weights, answers and all that the manifest says but the exporter stay, unless `temperature` is
     another than 1, there are other `cells`, the weights are mixed or a refinement is taken over:
-    then figures and calibration of the source are left out, being another's.
+    then figures of the source are left out, being another's, and but for `temperature` its
+    calibration too.
 
     Args:
         source: a file of `export_network`.
@@ -200,14 +201,18 @@ def export_again(
 
     network = load_shipped(source)
     manifest = read_manifest(source)
-    if temperature != 1.0 or any(
-        change is not None for change in (cells, mixed_with, refined_by, passes)
-    ):
+    other_answers = any(change is not None for change in (cells, mixed_with, refined_by, passes))
+    if temperature != 1.0 or other_answers:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
+        fitted = manifest.extra.get('confidence')
+        if isinstance(fitted, dict) and not other_answers:
+            # By the same numbers still, but what was measured of them was not of these logits.
+            kept = {key: value for key, value in fitted.items() if key != 'held_out'}
+            before = fitted.get('tempered', 1.0)
+            extra['confidence'] = {**kept, 'tempered': round(before * temperature, 6)}
         manifest = replace(manifest, metrics={}, extra=extra)
     if cells is not None:
         network = with_cells(network, *cells)
-        manifest = replace(manifest, macs_640x480=complexity(network).macs)
     if mixed_with is not None:
         network = mix(mixed_with, network, share)
         data = manifest.training_data
@@ -217,15 +222,10 @@ def export_again(
         manifest.extra['share'] = share
     if passes is not None and refined_by is None:
         network = with_refinement(network, network, passes)
-        manifest = replace(manifest, macs_640x480=complexity(network).macs)
     if refined_by is not None:
         network = with_refinement(network, load_shipped(refined_by), passes)
         data = manifest.training_data
-        manifest = replace(
-            manifest,
-            training_data=data + earlier_sources(refined_by, data),
-            macs_640x480=complexity(network).macs,
-        )
+        manifest = replace(manifest, training_data=data + earlier_sources(refined_by, data))
         other = read_manifest(refined_by)
         manifest.extra['refined_by'] = f'{other.name} {other.version}'
     if temperature != 1.0:
@@ -238,6 +238,8 @@ def export_again(
         version=version or manifest.version,
         configuration=now.configuration,
         parameters=now.parameters,
+        # Of the graph as it is written today, which may fill pictures up by less.
+        macs_640x480=complexity(network).macs,
         stride=now.stride,
         weights_sha256=now.weights_sha256,
         exporter=now.exporter,
