@@ -50,6 +50,8 @@ from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
 CELLS_PX = (6, 5, 4, 3, 2)
 REFINED_STEPS = 2
+# Side of a cell whose resize the stem of an exported graph does, three pixels to two.
+_RESIZED_BY_STEM = 6
 FARTHEST_NEIGHBOUR = 4.0
 # What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
 _OF_THE_ANSWER = 10
@@ -574,6 +576,11 @@ def _of_a_block(key: str) -> bool:
     return any(f'.{part}.' in key for part in ('expand', 'depthwise', 'project'))
 
 
+def _resize_of(size: int) -> tuple[int, int]:
+    """Pixels, and how many are made of them where a cell of `size` becomes one of four."""
+    return size // math.gcd(size, 4), 4 // math.gcd(size, 4)
+
+
 class Kestrel(StereoNetwork):
     """The student; `networks.create('kestrel')` is the small one, options make the others.
 
@@ -676,8 +683,8 @@ class Kestrel(StereoNetwork):
         rows. See `StereoNetwork.strides`.
         """
         height, width = self.cell
-        pixels, made = width // math.gcd(width, 4), 4 // math.gcd(width, 4)
-        by_stem = width == 6 and not deployed.left_out('stem')
+        pixels, made = _resize_of(width)
+        by_stem = width == _RESIZED_BY_STEM and not deployed.left_out('stem')
         if pixels == made or by_stem:
             return height, width
         return height, math.lcm(width, deployed.COLUMN_GROUPS * pixels)
@@ -685,7 +692,7 @@ class Kestrel(StereoNetwork):
     @property
     def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """See `StereoNetwork.resizes`: so that a cell has four pixels each way."""
-        down, across = ((s // math.gcd(s, 4), 4 // math.gcd(s, 4)) for s in self.cell)
+        down, across = (_resize_of(size) for size in self.cell)
         rows, columns = self._resized_by_stem
         return ((1, 1) if rows else down), ((1, 1) if columns else across)
 
@@ -693,7 +700,8 @@ class Kestrel(StereoNetwork):
     def _resized_by_stem(self) -> tuple[bool, bool]:
         """Whether the stem of the graph that is being traced resizes rows, and columns."""
         able = deployed.deployed('stem') and deployed.deployed('input')
-        return able and self.cell[0] == 6, able and self.cell[1] == 6
+        rows, columns = (able and size == _RESIZED_BY_STEM for size in self.cell)
+        return rows, columns
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a network with other cells, another range or less of it all, as a start.
