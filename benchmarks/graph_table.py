@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
         'bytes normalised as rows of channels last -> as planes, turned first',
         True,
     ),
+    'without_views': ('stems of each view by itself -> of both, then cut apart', True),
     'without_stem': ('cells of six pixels resized by the stem -> before it', True),
     'without_norms': ('sums of squares by a convolution -> ReduceL2 of each view', True),
     'without_costs': (
@@ -48,6 +49,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
     'shared_biases': ('a bias for each pass of a refinement -> one for all', True),
     'without_scale': ('volume scaled by a convolution -> by a product, kept in FP32', True),
     'without_upsampling': ('nine convolutions for nine parts -> one, cut up', True),
+    'summed_one_by_one': ('nine neighbours summed by twos and threes -> one by one', True),
     'without_volume': ('volume by blocks -> a whole row against a whole row', True),
     'without_regression': ('regression by maxima and sums -> ArgMax and Where', True),
     'without_confidence': ('x4 bilinear as sums -> Resize', True),
@@ -159,6 +161,7 @@ def changed(name: str) -> Iterator[None]:
         'softmax_upsampling': (kestrel, 'convex_upsample', forms['softmax_upsampling']),
         'upsampling_in_parts': (kestrel, 'convex_upsample', forms['upsampling_in_parts']),
         'upsampling_by_reduction': (kestrel, 'convex_upsample', forms['upsampling_by_reduction']),
+        'summed_one_by_one': (deployed, 'weighted_mean', kestrel.weighted_mean),
     }
     if name not in places:
         yield
@@ -220,27 +223,31 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
         padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
         return [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
 
-    def upsampling_in_parts(coarse, weights, factors):
+    def cropped(parts, factors, size):
+        fine = deployed.shuffled(parts, factors)
+        return fine if size is None else fine[:, :, : size[0], : size[1]].clamp(min=0.0)
+
+    def upsampling_in_parts(coarse, weights, factors, size=None):
         weighted, total = 0.0, 0.0
         count = factors[0] * factors[1]
         for k, value in enumerate(neighbours(coarse)):
             share = torch.exp(weights[:, k * count : (k + 1) * count].clamp(-10.0, 10.0))
             weighted, total = weighted + share * value, total + share
-        return deployed.shuffled(weighted / total, factors)
+        return cropped(weighted / total, factors, size)
 
     def nine(coarse, weights, factors):
         batch, _, height, width = coarse.shape
         parts = weights.clamp(-10.0, 10.0).view(batch, 9, factors[0] * factors[1], height, width)
         return parts, torch.stack(neighbours(coarse), 1)
 
-    def upsampling_by_reduction(coarse, weights, factors):
+    def upsampling_by_reduction(coarse, weights, factors, size=None):
         parts, values = nine(coarse, weights, factors)
         shares = torch.exp(parts)
-        return deployed.shuffled((shares * values).sum(1) / shares.sum(1), factors)
+        return cropped((shares * values).sum(1) / shares.sum(1), factors, size)
 
-    def softmax_upsampling(coarse, weights, factors):
+    def softmax_upsampling(coarse, weights, factors, size=None):
         parts, values = nine(coarse, weights, factors)
-        return deployed.shuffled((torch.softmax(parts, 1) * values).sum(1), factors)
+        return cropped((torch.softmax(parts, 1) * values).sum(1), factors, size)
 
     return {
         'softmax_regression': softmax_regression,

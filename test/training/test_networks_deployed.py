@@ -13,6 +13,7 @@ from stereo_kd_training.networks import deployed  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
     convex_upsample,
     correlation_volume,
+    weighted_mean,
     window_regression,
 )
 
@@ -188,6 +189,46 @@ def test_upsampling_by_nine_convolutions_is_that_by_one(seeded, factors):
     )
 
 
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 8, 9, 10])
+def test_a_mean_by_twos_and_threes_is_the_mean(seeded, count):
+    shares = [torch.rand(2, 6, 3, 4, generator=seeded) + 0.1 for _ in range(count)]
+    values = [100 * torch.rand(2, 1, 3, 4, generator=seeded) for _ in range(count)]
+    every = torch.stack(shares)
+    expected = (every * torch.stack(values)).sum(0) / every.sum(0)
+    torch.testing.assert_close(deployed.weighted_mean(shares, values), expected)
+    torch.testing.assert_close(weighted_mean(shares, values), expected)
+
+
+@pytest.mark.parametrize('factors', [(4, 4), (6, 6), (6, 3)])
+@pytest.mark.parametrize('less', [(0, 0), (1, 0), (0, 2), (3, 2)])
+def test_what_was_filled_up_is_cut_off_again(seeded, factors, less):
+    coarse = 100 * torch.rand(2, 1, 3, 4, generator=seeded) - 20
+    weights = torch.randn(2, 9 * factors[0] * factors[1], 3, 4, generator=seeded)
+    height, width = 3 * factors[0] - less[0], 4 * factors[1] - less[1]
+    whole = convex_upsample(coarse, weights, factors)
+    assert whole.min() < 0
+    torch.testing.assert_close(
+        convex_upsample(coarse, weights, factors, (height, width)),
+        whole[:, :, :height, :width].clamp(min=0.0),
+    )
+    torch.testing.assert_close(
+        deployed.bilinear(coarse, factors, (height, width)),
+        deployed.bilinear(coarse, factors)[:, :, :height, :width],
+    )
+
+
+@pytest.mark.parametrize('calibrated', [False, True])
+def test_a_network_answers_in_the_size_it_is_asked_for(calibrated):
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY, calibrated=calibrated).eval()
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        whole, part = network(left, right), network(left, right, (61, 93))
+    torch.testing.assert_close(part.disparity, whole.disparity[:, :61, :93].clamp(min=0.0))
+    torch.testing.assert_close(part.confidence, whole.confidence[:, :61, :93])
+    assert part.confidence.min() >= 0 and part.confidence.max() <= 1
+
+
 def operators(network, path) -> set[str]:
     export_network(network, path, sizes=((64, 96),))
     return {node.op_type for node in onnx.load(path).graph.node}
@@ -237,6 +278,27 @@ def test_an_upsampling_is_written_in_nine_and_read_back_as_one(tmp_path):
     found, expected = load_shipped(path).state_dict(), network.state_dict()
     for name in ('upsampling.1.weight', 'upsampling.1.bias', 'correlation_scale'):
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_views_are_put_together_behind_their_stems(tmp_path):
+    from stereo_kd_training.networks.shipped import load_shipped
+
+    torch.manual_seed(1)
+    network = create('kestrel', **TINY, refined=[4, 8, 1, 4]).eval()
+
+    def stems(path) -> int:
+        names = [n.name for n in graph(network, path).node if n.op_type == 'Conv']
+        return sum('/stem/' in name for name in names)
+
+    with deployed.without('views'):
+        assert stems(tmp_path / 'without.onnx') == 1
+    path = tmp_path / 'with.onnx'
+    assert stems(path) == 2
+    found = load_shipped(path).eval()
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        expected = network(left, right).disparity
+        torch.testing.assert_close(found(left, right).disparity, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_a_papers_regression_is_traced_without_softmax(tmp_path):

@@ -159,11 +159,15 @@ class StereoNetwork(nn.Module):
         stride: H and W of the input may be multiples of it, see `strides`.
         max_disparity_px: the largest disparity the network can answer.
         configuration: name and options that rebuild it (set by `networks.create`).
+        crops: whether `forward` takes, as a third argument, the (H, W) of images that were filled
+            up to `strides`, and answers in that size, disparities no less than 0 and confidences
+            within [0, 1].
     """
 
     stride: int = 16
     max_disparity_px: float = 192.0
     source: str = ''
+    crops: bool = False
 
     def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> None:
         super().__init__()

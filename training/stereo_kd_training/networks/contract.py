@@ -37,7 +37,13 @@ class ContractModel(nn.Module):
             else:
                 planes = image.permute(0, 3, 1, 2).float()
                 images.append(self.network.normalize(F.pad(planes, pad, mode='replicate')))
-        output = self.network(*images)
+        if self.network.crops:
+            # Where it costs least: before confidences are as many as pixels.
+            output = self.network(*images, (height, width))
+            if output.confidence is not None:
+                return output.disparity, output.confidence
+        else:
+            output = self.network(*images)
         disparity = output.disparity[:, :height, :width].clamp(min=0.0)
         if output.confidence is None:
             confidence = torch.ones_like(disparity)

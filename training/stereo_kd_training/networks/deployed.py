@@ -15,8 +15,10 @@ is better off as one: a map between two of them stays in BF16, and in the layout
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +29,7 @@ from torch import Tensor
 COLUMN_GROUPS = 4
 FORMS = (
     'input',
+    'views',
     'stem',
     'norms',
     'volume',
@@ -324,8 +327,28 @@ def shuffled_rows(parts: Tensor, factors: tuple[int, int]) -> Tensor:
     return cells.permute(0, 1, 3, 2, 4).reshape(batch, 1, height * down, width * across)
 
 
-def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
-    """Bilinear (B, 1, h, w) to (B, 1, fy * h, fx * w) between pixel centres.
+def weighted_mean(shares: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """`kestrel.weighted_mean` by two or three at a time, and then what these are together.
+
+    What is elementwise a runtime does in one pass, of so many maps at most. What is summed one by
+    one it cuts at places of its own, where shares are written down and read again.
+    """
+    bounds = [*range(0, max(len(shares) - 1, 1), 2), len(shares)]
+    groups = [range(first, last) for first, last in itertools.pairwise(bounds)]
+    weighted = [_sum_of([shares[k] * values[k] for k in group]) for group in groups]
+    total = [_sum_of([shares[k] for k in group]) for group in groups]
+    return _sum_of(weighted) / _sum_of(total)
+
+
+def _sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """The last two first."""
+    return functools.reduce(lambda later, term: term + later, reversed(terms))
+
+
+def bilinear(
+    coarse: Tensor, factors: tuple[int, int], size: tuple[int, int] | None = None
+) -> Tensor:
+    """Bilinear (B, 1, h, w) to (B, 1, fy * h, fx * w) between pixel centres, or `size` of it.
 
     As weighted sums: a runtime's Resize takes each output pixel for itself.
     """
@@ -334,9 +357,15 @@ def bilinear(coarse: Tensor, factors: tuple[int, int]) -> Tensor:
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
     # Columns first: what is put between each other one by one is small then, and rows are copied.
     columns = padded[..., :width], padded[..., 1 : width + 1], padded[..., 2:]
-    wide = torch.stack(_between(*columns, across), 4).reshape(-1, 1, height + 2, width * across)
+    # Each of them as it lies, and all turned at once: a copy of single numbers is slow.
+    wide = torch.cat(_between(*columns, across), 1).permute(0, 2, 3, 1)
+    wide = wide.reshape(-1, 1, height + 2, width * across)
+    if size is not None:
+        wide = wide[..., : size[1]]
     rows = wide[:, :, :height], wide[:, :, 1 : height + 1], wide[:, :, 2:]
-    return torch.stack(_between(*rows, down), 3).reshape(-1, 1, height * down, width * across)
+    made = torch.stack(_between(*rows, down), 3)
+    fine = made.reshape(-1, 1, height * down, wide.shape[3])
+    return fine if size is None else fine[:, :, : size[0]]
 
 
 def _between(before: Tensor, here: Tensor, after: Tensor, factor: int) -> list[Tensor]:

@@ -135,6 +135,22 @@ def _stage(
     return nn.Sequential(*layers)
 
 
+# (2 B, ...) of both views, the left ones first, or (B, ...) of each
+Views = Tensor | tuple[Tensor, Tensor]
+
+
+def _of_each(layer: Callable[[Tensor], Tensor], views: Views) -> Views:
+    """`layer` of both views at once, or of one after the other where they come apart."""
+    if isinstance(views, tuple):
+        left, right = views
+        return layer(left), layer(right)
+    return layer(views)
+
+
+def _apart(views: Views) -> tuple[Tensor, Tensor]:
+    return views if isinstance(views, tuple) else split_views(views)
+
+
 class _Up(nn.Module):
     """Nearest x2 of a projected coarse map added to the finer skip connection."""
 
@@ -169,19 +185,26 @@ class Encoder(nn.Module):
         self.tall_stem = _Convolution()
 
     def forward(
-        self, image: Tensor, resized: tuple[bool, bool] = (False, False)
-    ) -> tuple[Tensor, Tensor]:
-        """`resized`: three rows, or columns, of the image are two of what the stem sees."""
+        self, image: Views, resized: tuple[bool, bool] = (False, False)
+    ) -> tuple[Views, Tensor]:
+        """`resized`: three rows, or columns, of the image are two of what the stem sees.
+
+        Two views that come apart stay so as far as the stem; features are of both at once.
+        """
         if any(resized):
             weight, bias = folded(self.stem[0], self.stem[1])
             for axis in (axis for axis in (0, 1) if resized[axis]):
                 weight = deployed.resizing_weights(weight, axis)
             stride, padding = ([3 if r else 2 for r in resized], [2 if r else 1 for r in resized])
             weight, bias = deployed.constant(weight), deployed.constant(bias)
-            stem = F.relu(self.tall_stem(image, weight, bias, stride, padding))
+            stem = _of_each(
+                lambda view: F.relu(self.tall_stem(view, weight, bias, stride, padding)), image
+            )
         else:
-            stem = self.stem(image)
-        quarter = self.quarter(stem)
+            stem = _of_each(self.stem, image)
+        first, further = self.quarter
+        quarter = _of_each(first, stem)
+        quarter = further(torch.cat(quarter, 0) if isinstance(quarter, tuple) else quarter)
         eighth = self.eighth(quarter)
         return stem, self.head(self.up4(self.up8(self.sixteenth(eighth), eighth), quarter))
 
@@ -326,7 +349,8 @@ class Refinement(nn.Module):
         self.project = nn.Conv2d(stem, channels, 1)
         self.features = self._features(stem, features, channels) if features else None
         self.of_stems, self.of_features = _Convolution(), _Convolution()
-        self.of_costs, self.of_context, self.of_answer = (_Convolution() for _ in range(3))
+        self.of_costs, self.of_context = _Convolution(), _Convolution()
+        self.of_answer, self.of_moves = _Convolution(), _Convolution()
         steps = 2 * REFINED_STEPS + 1
         self.enter = conv_bn(steps * channels + context + _OF_THE_ANSWER, width, 1)
         self.body = _stage(width, width, 1, blocks, 2)
@@ -348,12 +372,12 @@ class Refinement(nn.Module):
         return nn.Sequential(conv_bn(stem, features, 3), last)
 
     def forward(
-        self, stems: Tensor, context: Tensor, answer: Tensor, mass: Tensor, passes: int = 1
+        self, stems: Views, context: Tensor, answer: Tensor, mass: Tensor, passes: int = 1
     ) -> Tensor:
         """A better answer.
 
         Args:
-            stems: (2 B, s, 2 h, 2 w) of both views.
+            stems: (2 B, s, 2 h, 2 w) of both views, or two (B, s, 2 h, 2 w).
             context: (B, c, h, w).
             answer: (B, 1, h, w) disparity in pixels of the stems.
             mass: (B, 1, h, w) its probability.
@@ -373,24 +397,38 @@ class Refinement(nn.Module):
                 whole, rest = whole + step, rest - step
             steps = near(whole, rest)
             seen = steps.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR)
-            told = self.body(read(whole, rest, seen))
-            rest = rest + self.offset(told).float()
-            if self.move is not None:
-                shares = torch.exp(self.move(told).float().clamp(-10.0, 10.0))
+            offset, moves = self._told(self.body(read(whole, rest, seen)))
+            rest = rest + offset
+            if moves is not None:
+                shares = torch.exp(moves.clamp(-10.0, 10.0))
                 moved = (shares * steps).sum(1, keepdim=True)
                 rest = rest + moved / (1 + shares.sum(1, keepdim=True))
         return whole + rest
 
+    def _told(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Offset (B, 1, h, w) and the logits of the neighbours' shares (B, 8, h, w), if any."""
+        if self.move is None:
+            return self.offset(features).float(), None
+        if not deployed.deployed('costs'):
+            return self.offset(features).float(), self.move(features).float()
+        # In one: maps of few channels take a convolution as long as those of sixteen.
+        both = [torch.cat(pair) for pair in zip(self.offset.parameters(), self.move.parameters())]
+        told = self.of_moves(features, *(deployed.constant(values) for values in both)).float()
+        offset, moves = told.split([1, told.shape[1] - 1], 1)
+        return offset, moves
+
     def _reader(
-        self, stems: Tensor, context: Tensor, mass: Tensor
+        self, stems: Views, context: Tensor, mass: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """What is read where an answer is: (B, 1 or 8, h, w) to (B, width, h, w)."""
         if deployed.deployed('costs'):
             return self._deployed_reader(stems, context, mass)
-        compared = self.project(stems)
-        if self.features is not None:
-            compared = compared + self.features(stems)
-        left, right = split_views(compared)
+
+        def compared(views: Tensor) -> Tensor:
+            projected = self.project(views)
+            return projected if self.features is None else projected + self.features(views)
+
+        left, right = _apart(_of_each(compared, stems))
 
         def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
             costs = local_costs(left, right, whole)
@@ -400,7 +438,7 @@ class Refinement(nn.Module):
         return read
 
     def _deployed_reader(
-        self, stems: Tensor, context: Tensor, mass: Tensor
+        self, stems: Views, context: Tensor, mass: Tensor
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The same with what is compared in the order in which it is read.
 
@@ -409,13 +447,13 @@ class Refinement(nn.Module):
         takes their sum over a cell as well.
         """
         weights = deployed.pair_weights(self.project.weight, self.project.bias)
-        left, right = split_views(stems)
+        left, right = _apart(stems)
         own = deployed.in_rows(self.of_stems(left, *weights, 2))
         pairs = self.of_stems(right, *weights, (2, 1))
         if self.features is not None:
             first, last = self.features
             weights = deployed.pair_weights(last.weight, last.bias)
-            left, right = split_views(first(stems))
+            left, right = _apart(_of_each(first, stems))
             # Summed when it lies as it is read: OpenVINO copies what it sums within a convolution.
             own = own + deployed.in_rows(self.of_features(left, *weights, 2, 1))
             pairs = pairs + self.of_features(right, *weights, (2, 1), 1)
@@ -448,6 +486,9 @@ class Refinement(nn.Module):
             weight, bias = convolutions['of_features']
             found['features.1.weight'] = weight[:channels, :, :3, :3]
             found['features.1.bias'] = bias[:channels]
+        if 'of_moves' in convolutions:
+            for part, values in zip(('weight', 'bias'), convolutions['of_moves']):
+                found[f'offset.{part}'], found[f'move.{part}'] = values[:1], values[1:]
         costs, _ = convolutions['of_costs']
         context, bias = convolutions['of_context']
         answer, _ = convolutions['of_answer']
@@ -512,12 +553,16 @@ def local_costs(left: Tensor, right: Tensor, whole: Tensor) -> Tensor:
 
 @opaque()
 def convex_upsample(
-    coarse: Tensor, weights: Tensor | list[Tensor], factors: tuple[int, int]
+    coarse: Tensor,
+    weights: Tensor | list[Tensor],
+    factors: tuple[int, int],
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """(B, 1, h, w) to (B, 1, fy * h, fx * w) by convex weights (B, 9 * fy * fx, h, w).
 
     `weights` are logits, limited to +-10: beyond that one neighbour already has it all. They may
-    come as nine maps (B, fy * fx, h, w), one for each neighbour.
+    come as nine maps (B, fy * fx, h, w), one for each neighbour. Of a `size` (H, W) that is given,
+    (B, 1, H, W) of it, none below 0.
     """
     height, width = coarse.shape[2:]
     padded = F.pad(coarse, (1, 1, 1, 1), mode='replicate')
@@ -526,15 +571,21 @@ def convex_upsample(
     else:
         # Split, not indexed: the gradient of nine slices would write nine full zero maps.
         shares = torch.exp(weights.clamp(-10.0, 10.0)).split(factors[0] * factors[1], 1)
-    weighted, total = None, None
-    for k, share in enumerate(shares):
-        y, x = divmod(k, 3)
-        term = share * padded[:, :, y : y + height, x : x + width]
-        weighted = term if weighted is None else weighted + term
-        total = share if total is None else total + share
-    if deployed.deployed('upsampling'):
-        return deployed.shuffled_rows(weighted / total, factors)
-    return deployed.shuffled(weighted / total, factors)
+    near = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    in_turn = deployed.deployed('upsampling')
+    fine = (deployed.weighted_mean if in_turn else weighted_mean)(shares, near)
+    if size is not None:
+        fine = fine.clamp(min=0.0)
+    fine = (deployed.shuffled_rows if in_turn else deployed.shuffled)(fine, factors)
+    return fine if size is None else fine[:, :, : size[0], : size[1]]
+
+
+def weighted_mean(shares: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Sum of shares times values over the sum of the shares, maps that broadcast."""
+    weighted, total = shares[0] * values[0], shares[0]
+    for share, value in zip(shares[1:], values[1:]):
+        weighted, total = weighted + share * value, total + share
+    return weighted / total
 
 
 def enlarged(state: dict[str, Tensor], larger: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -605,6 +656,7 @@ class Kestrel(StereoNetwork):
     """
 
     source = 'this project'
+    crops = True
 
     def __init__(
         self,
@@ -817,19 +869,24 @@ class Kestrel(StereoNetwork):
             found.update({scope + k: v for k, v in self.refinement.recovered(own).items()})
         return found
 
-    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
+    def forward(
+        self, left: Tensor, right: Tensor, size: tuple[int, int] | None = None
+    ) -> StereoOutput:
+        """See `StereoNetwork.forward` and `crops`."""
         cell = self.cell_px
-        if deployed.deployed('input'):
-            # Put together as they come, with the channels of a pixel beside each other.
-            rows = torch.cat((left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)), 0)
-            views = rows.permute(0, 3, 1, 2)
-        else:
-            views = torch.cat((left, right), 0)
+        views: Views = (left, right)
+        if not deployed.deployed('views'):
+            views = torch.cat(views, 0)
         if self.cell != (4, 4) and not deployed.deployed('input'):
             scales = tuple(4.0 / size for size in self.cell)
-            views = F.interpolate(views, scale_factor=scales, mode='bilinear', align_corners=False)
+            views = _of_each(
+                lambda view: F.interpolate(
+                    view, scale_factor=scales, mode='bilinear', align_corners=False
+                ),
+                views,
+            )
         stems, features = self.encoder(views, self._resized_by_stem)
-        stem_left, _ = split_views(stems)
+        stem_left, _ = _apart(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
         correlate = deployed.correlation_volume if in_blocks else correlation_volume
@@ -861,20 +918,25 @@ class Kestrel(StereoNetwork):
         with torch.autocast(device_type, enabled=False):
             # In nine parts they are traced, outside of autocast.
             convex = weights if isinstance(weights, list) else weights.float()
-            disparity = convex_upsample(cell * coarse, convex, self.cell)[:, 0]
+            disparity = convex_upsample(cell * coarse, convex, self.cell, size)[:, 0]
             if self.calibration is None:
                 confidence = torch.sigmoid(confidence.float()) * mass
             else:
                 confidence = self.calibration(
                     confidence.float(), mass, logits, cell * self.bins, cell * coarse
                 )
+            if size is not None:
+                # What lies between two of them is no larger than the larger.
+                confidence = confidence.clamp(0.0, 1.0)
             if deployed.deployed('confidence'):
-                fine = deployed.bilinear(confidence, self.cell)
+                fine = deployed.bilinear(confidence, self.cell, size)
             else:
-                factors = tuple(float(size) for size in self.cell)
+                factors = tuple(float(side) for side in self.cell)
                 fine = F.interpolate(
                     confidence, scale_factor=factors, mode='bilinear', align_corners=False
                 )
+                if size is not None:
+                    fine = fine[:, :, : size[0], : size[1]]
         return StereoOutput(
             disparity=disparity,
             confidence=fine[:, 0],
