@@ -160,8 +160,8 @@ class StereoNetwork(nn.Module):
         max_disparity_px: the largest disparity the network can answer.
         configuration: name and options that rebuild it (set by `networks.create`).
         crops: whether `forward` takes, as a third argument, the (H, W) of images that were filled
-            up to `strides`, and answers in that size, disparities no less than 0 and confidences
-            within [0, 1].
+            up to `strides`, and answers in that size, disparities no less than 0 and confidences,
+            which it has, within [0, 1].
     """
 
     stride: int = 16

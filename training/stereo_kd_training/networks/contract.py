@@ -40,10 +40,8 @@ class ContractModel(nn.Module):
         if self.network.crops:
             # Where it costs least: before confidences are as many as pixels.
             output = self.network(*images, (height, width))
-            if output.confidence is not None:
-                return output.disparity, output.confidence
-        else:
-            output = self.network(*images)
+            return output.disparity, output.confidence
+        output = self.network(*images)
         disparity = output.disparity[:, :height, :width].clamp(min=0.0)
         if output.confidence is None:
             confidence = torch.ones_like(disparity)
