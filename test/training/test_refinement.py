@@ -90,13 +90,21 @@ def test_the_deployed_costs_are_the_same(batch, channels, rows, columns, seed):
     left, right = torch.rand(2, batch, channels, 2 * rows, 2 * columns, generator=generator)
     size = (batch, 1, rows, columns)
     whole = torch.randint(-4, 2 * columns + 9, size, generator=generator).float()
-    weight, bias = deployed.pair_weights(
-        torch.eye(channels)[..., None, None], torch.zeros(channels)
-    )
-    own, pairs = (F.conv2d(view, weight, bias, s) for view, s in ((left, 2), (right, (2, 1))))
-    costs = deployed.local_costs(deployed.in_rows(own), pairs, whole, REFINED_STEPS)
-    summed = costs.view(batch, len(STEPS), 4, channels, rows, columns).sum(2).flatten(1, 2)
+    weights = deployed.stacked_weights(torch.eye(channels)[..., None, None], torch.zeros(channels))
+    own, seen = (deployed.in_rows(F.conv2d(view, *weights, (2, 1))) for view in (left, right))
+    costs = deployed.local_costs(own, seen, whole, REFINED_STEPS)
+    summed = costs.view(batch, len(STEPS), 2, channels, rows, columns).sum(2).flatten(1, 2)
     torch.testing.assert_close(summed, local_costs(left, right, whole))
+
+
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_stacked_weights_answer_at_a_row_and_below_it(kernel):
+    torch.manual_seed(2)
+    convolution = torch.nn.Conv2d(3, 5, kernel, padding=kernel // 2)
+    x = torch.rand(2, 3, 6, 7)
+    both = F.conv2d(x, *deployed.stacked_weights(*convolution.parameters()), (2, 1), kernel // 2)
+    rows = convolution(x)
+    torch.testing.assert_close(both, torch.cat((rows[:, :, ::2], rows[:, :, 1::2]), 1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -339,6 +347,37 @@ def test_a_file_answers_alike_and_gives_its_weights_back(tmp_path, cell, numbers
     assert torch.equal(other.refinement.offset.weight, again.refinement.offset.weight), (
         'it looks at cells of the resized images, whatever they are in pixels'
     )
+
+
+def test_files_of_before_have_each_answer_four_times_and_give_their_weights_back():
+    """Below and right of a place, too: those that older files were written with."""
+    refinement = refined(refined=(4, 8, 1, 6)).refinement
+    state = refinement.state_dict()
+    channels, steps = refinement.project.out_channels, len(STEPS)
+
+    def four_times(name):
+        weight, bias = state[f'{name}.weight'], state[f'{name}.bias']
+        places = [F.pad(weight, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]
+        return torch.cat(places), bias.repeat(4)
+
+    enter = state['enter.0.weight']
+    costs = enter[:, : steps * channels].view(len(enter), steps, 1, channels)
+    bias = torch.rand(len(enter))
+    context = slice(steps * channels, enter.shape[1] - 10)
+    found = refinement.recovered(
+        {
+            'of_stems': four_times('project'),
+            'of_features': four_times('features.1'),
+            'of_costs': (costs.repeat(1, 1, 4, 1).reshape(len(enter), -1, 1, 1), None),
+            'of_context': (enter[:, context], bias),
+            'of_answer': (enter[:, -10:], None),
+        }
+    )
+    for name in ('project', 'features.1'):
+        for part in ('weight', 'bias'):
+            assert torch.equal(found[f'{name}.{part}'], state[f'{name}.{part}'])
+    assert torch.equal(found['enter.0.weight'], enter)
+    assert torch.equal(found['enter.1.bias'], bias)
 
 
 def test_passes_share_weights_and_no_bias(tmp_path):

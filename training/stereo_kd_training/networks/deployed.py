@@ -238,15 +238,16 @@ def window_regression(logits: Tensor, hypotheses: Tensor, radius: int) -> tuple[
     return expected, within / likelihood.sum(1, keepdim=True)
 
 
-def pair_weights(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a convolution whose answers are wanted by four: at a place, below, and right of both.
+def stacked_weights(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a convolution whose answers are wanted by two rows: at a place, and below it.
 
-    (C, c, k, k) and (C,) to (4 C, c, k + 1, k + 1) and (4 C,), as constants of what is traced.
-    Copying answers beside each other takes longer than reckoning each of them twice.
+    (C, c, k, k) and (C,) to (2 C, c, k + 1, k) and (2 C,), as constants of what is traced. With a
+    stride of two rows its answers lie as `local_costs` reads them. Reckoning a row of weights in
+    vain takes less than copying answers beside each other.
     """
     weight, bias = weight.detach(), bias.detach()
-    places = [F.pad(weight, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]
-    return constant(torch.cat(places)), constant(bias.repeat(4))
+    places = [F.pad(weight, (0, 0, y, 1 - y)) for y in (0, 1)]
+    return constant(torch.cat(places)), constant(bias.repeat(2))
 
 
 def constant(values: Tensor) -> Tensor:
@@ -259,33 +260,36 @@ def in_rows(view: Tensor) -> Tensor:
     return view.permute(0, 2, 3, 1).unsqueeze(3)
 
 
-def local_costs(own: Tensor, pairs: Tensor, whole: Tensor, reach: int) -> Tensor:
-    """`kestrel.local_costs` before the sum over a cell, which the weights behind it can take.
+def local_costs(own: Tensor, seen: Tensor, whole: Tensor, reach: int) -> Tensor:
+    """`kestrel.local_costs` before the sum over two rows, which the weights behind it can take.
 
-    Rows of a table are read one by one whatever their length, so one has all four pixels of a
-    cell; sums over inner axes are left to a reference kernel.
+    Rows of a table are read one by one whatever their length, so one has both pixels of a column;
+    sums over inner axes are left to a reference kernel, that of two maps is not.
 
     Args:
-        own: (B, h, w, 1, 4 C), the four left pixels of each cell: left, below, right, below.
-        pairs: (B, 4 C, h, 2 w - 1), the right pixels in the same order, of a cell at each column.
+        own: (B, h, 2 w, 1, 2 C), the left pixels of each column: above, below.
+        seen: the right ones likewise.
         whole: (B, 1, h, w) whole numbers.
         reach: steps to either side.
 
     Returns:
-        (B, (2 reach + 1) 4 C, h, w).
+        (B, (2 reach + 1) 2 C, h, w).
     """
-    batch, rows, columns, _, channels = own.shape
-    # Beyond the sides the outermost pixel counts: a cell that has it twice.
-    first, last = pairs[:, : channels // 2, :, :1], pairs[:, channels // 2 :, :, -1:]
-    table = torch.cat((torch.cat((first, first), 1), pairs, torch.cat((last, last), 1)), 3)
-    width = 2 * columns
-    steps = torch.arange(reach + 1, -reach, -1, device=own.device)
+    batch, rows, width, _, channels = own.shape
+    columns = width // 2
+    table = seen.reshape(batch * rows * width, channels)
+    steps = torch.arange(reach, -reach - 1, -1, device=own.device)
     places = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + steps
-    places = (places - whole[:, 0].to(steps.dtype).unsqueeze(3)).clamp(0, width)
-    lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * (width + 1)
-    table = table.permute(0, 2, 3, 1).reshape(batch * rows * (width + 1), channels)
-    seen = table[(lines + places).flatten()].view(batch, rows, columns, len(steps), channels)
-    costs = (own - seen).abs()
+    places = places - whole[:, 0].to(steps.dtype).unsqueeze(3)
+    lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * width
+    cells = own.reshape(batch, rows, columns, 1, 2 * channels)
+    differences = []
+    for column, ours in enumerate(cells.split(channels, 4)):
+        # Beyond the sides the outermost pixel counts.
+        at = lines + (places + column).clamp(0, width - 1)
+        theirs = table[at.flatten()].view(batch, rows, columns, len(steps), channels)
+        differences.append((ours - theirs).abs())
+    costs = differences[0] + differences[1]
     return costs.reshape(batch, rows, columns, len(steps) * channels).permute(0, 3, 1, 2)
 
 

@@ -446,28 +446,27 @@ class Refinement(nn.Module):
         each other, a second pass finds the context's share ready, and that of the comparisons
         takes their sum over a cell as well.
         """
-        weights = deployed.pair_weights(self.project.weight, self.project.bias)
-        left, right = _apart(stems)
-        own = deployed.in_rows(self.of_stems(left, *weights, 2))
-        pairs = self.of_stems(right, *weights, (2, 1))
+        weights = deployed.stacked_weights(self.project.weight, self.project.bias)
+        rows = [deployed.in_rows(self.of_stems(view, *weights, (2, 1))) for view in _apart(stems)]
         if self.features is not None:
             first, last = self.features
-            weights = deployed.pair_weights(last.weight, last.bias)
-            left, right = _apart(_of_each(first, stems))
+            weights = deployed.stacked_weights(last.weight, last.bias)
+            views = _apart(_of_each(first, stems))
             # Summed when it lies as it is read: OpenVINO copies what it sums within a convolution.
-            own = own + deployed.in_rows(self.of_features(left, *weights, 2, 1))
-            pairs = pairs + self.of_features(right, *weights, (2, 1), 1)
+            told = [deployed.in_rows(self.of_features(v, *weights, (2, 1), 1)) for v in views]
+            rows = [stem + feature for stem, feature in zip(rows, told)]
+        own, seen = rows
         weight, bias = folded(self.enter[0], self.enter[1])
         steps, channels = 2 * REFINED_STEPS + 1, self.project.out_channels
         sizes = (steps * channels, context.shape[1], _OF_THE_ANSWER)
         of_costs, of_context, of_answer = weight.split([int(size) for size in sizes], 1)
-        of_costs = of_costs.view(len(weight), steps, 1, channels).expand(-1, -1, 4, -1)
+        of_costs = of_costs.view(len(weight), steps, 1, channels).expand(-1, -1, 2, -1)
         of_costs = deployed.constant(of_costs.reshape(len(weight), -1, 1, 1))
         of_answer = deployed.constant(of_answer)
         known = self.of_context(context, deployed.constant(of_context), deployed.constant(bias))
 
         def read(whole: Tensor, rest: Tensor, near: Tensor) -> Tensor:
-            costs = deployed.local_costs(own, pairs, whole, REFINED_STEPS)
+            costs = deployed.local_costs(own, seen, whole, REFINED_STEPS)
             answer = self.of_answer(torch.cat((rest, mass, near), 1), of_answer)
             return F.relu(self.of_costs(costs, of_costs) + answer + known)
 
@@ -480,7 +479,9 @@ class Refinement(nn.Module):
         if 'of_stems' not in convolutions:
             return {}
         weight, bias = convolutions['of_stems']
-        channels = len(weight) // 4
+        # Files of before have each answer four times: to the right, too.
+        copies = 4 if weight.shape[2] == weight.shape[3] else 2
+        channels = len(weight) // copies
         found = {'project.weight': weight[:channels, :, :1, :1], 'project.bias': bias[:channels]}
         if 'of_features' in convolutions:
             weight, bias = convolutions['of_features']
@@ -492,7 +493,7 @@ class Refinement(nn.Module):
         costs, _ = convolutions['of_costs']
         context, bias = convolutions['of_context']
         answer, _ = convolutions['of_answer']
-        costs = costs.view(len(costs), -1, 4, channels)[:, :, 0].reshape(len(costs), -1, 1, 1)
+        costs = costs.view(len(costs), -1, copies, channels)[:, :, 0].reshape(len(costs), -1, 1, 1)
         found['enter.0.weight'] = torch.cat((costs, context, answer), 1)
         found.update({f'enter.1.{k}': v for k, v in unfolded(self.enter[1], bias).items()})
         return found
