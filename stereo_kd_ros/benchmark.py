@@ -41,7 +41,7 @@ from stereo_kd_ros.metrics import DisparityMetrics, disparity_metrics
 from stereo_kd_ros.model import resolve_model
 from stereo_kd_ros.peak import Peak, PeakError, measure_peak
 from stereo_kd_ros.procedural import render_pair
-from stereo_kd_ros.processor import maker_of, processor_name, vector_unit
+from stereo_kd_ros.processor import StolenTime, maker_of, processor_name, vector_unit
 from stereo_kd_ros.providers import ON_GPU
 from stereo_kd_ros.subjects import (
     DISPARITY_RANGE_PX,
@@ -290,6 +290,7 @@ def benchmark(
         pairs = BagPairs(data, truth, epe_pairs or BAG_PAIRS)
         sizes = [pairs.size]
     bench = _Bench(runs, pairs, memory)
+    stolen = StolenTime()
     total = len(sizes) * len(threads)
     for number, count in enumerate(threads):
         with _opened(specs, count, bench.skipped) as subjects:
@@ -300,7 +301,11 @@ def benchmark(
                 bench.measure(subjects, size, count)
     return {
         'schema': 1,
-        'machine': {**header, 'load_1min_after': round(os.getloadavg()[0], 2)},
+        'machine': {
+            **header,
+            'load_1min_after': round(os.getloadavg()[0], 2),
+            'stolen_percent': stolen.percent(),
+        },
         'peak': [asdict(peak) for peak in bench.peaks.values() if peak is not None],
         'reference': bench.reference,
         'epe_pairs': epe_pairs,

@@ -56,6 +56,36 @@ def computes_bf16() -> bool:
     return not _flags().isdisjoint({'avx512_bf16', 'amx_bf16'})
 
 
+class StolenTime:
+    """What the host of a virtual machine gave to others while processors here had work to do.
+
+    Begins when it is made. It is why a pair is late, or dropped, that nothing here explains.
+    """
+
+    def __init__(self) -> None:
+        self._began = _ticks()
+
+    def percent(self) -> float | None:
+        """Of the time of all processors since then; None where the system does not tell."""
+        began, now = self._began, _ticks()
+        if began is None or now is None or now[1] <= began[1]:
+            return None
+        return round(100.0 * (now[0] - began[0]) / (now[1] - began[1]), 2)
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Stolen ones and all of them, of all processors since the system started."""
+    try:
+        line = Path('/proc/stat').read_text(encoding='utf-8').partition('\n')[0].split()
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal; guests' time is in the user's.
+    if line[:1] != ['cpu'] or len(line) < 9:
+        return None
+    ticks = [int(word) for word in line[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def _flags() -> set[str]:
     for line in _lines():
         if line.startswith(('flags', 'Features')):

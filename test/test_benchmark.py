@@ -46,7 +46,7 @@ ROW_KEYS = {
 }  # fmt: skip
 HEADER_KEYS = {
     'processor', 'cores', 'load_1min', 'load_1min_after', 'system', 'python', 'onnxruntime',
-    'opencv', 'numpy', 'stereo_kd_ros',
+    'opencv', 'numpy', 'stereo_kd_ros', 'stolen_percent',
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,44 @@ def test_the_maker_is_the_first_word(name, maker):
 
 def test_this_one_is_one_line():
     assert '\n' not in processor.processor_name()
+
+
+def stat(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
+    left = list(texts)
+
+    def read(self: Path, *args: object, **kwargs: object) -> str:
+        assert str(self) == '/proc/stat'
+        text = left.pop(0)
+        if text is None:
+            raise FileNotFoundError(str(self))
+        return text
+
+    monkeypatch.setattr(Path, 'read_text', read)
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'percent'),
+    [
+        # 30 of 200 ticks; the guest's, behind them, are the user's once more.
+        ('cpu  1 2 3 4 5 6 7 8 9 9\ncpu0 1', 'cpu  51 12 13 94 5 6 17 38 99 9\n', 15.0),
+        ('cpu  1 2 3 4 5 6 7 0 0 0\n', 'cpu  2 2 3 4 5 6 7 0 0 0\n', 0.0),
+        ('cpu  1 2 3 4 5 6 7 8 0 0\n', 'cpu  1 2 3 4 5 6 7 8 0 0\n', None),
+        ('cpu  1 2 3 4\n', 'cpu  9 2 3 4\n', None),
+        ('', '', None),
+        (None, None, None),
+    ],
+)
+def test_time_that_the_host_took(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str | None, percent: float | None
+) -> None:
+    stat(monkeypatch, before, after)
+    assert processor.StolenTime().percent() == percent
+
+
+def test_time_that_the_host_took_here() -> None:
+    stolen = processor.StolenTime()
+    deadline = time.monotonic() + 5
+    while stolen.percent() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    percent = stolen.percent()
+    assert percent is None if not Path('/proc/stat').exists() else 0 <= percent <= 100

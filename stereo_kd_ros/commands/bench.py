@@ -20,6 +20,8 @@ from stereo_kd_ros.commands.console import (
 )
 from stereo_kd_ros.processor import processor_name, vector_unit
 
+NOTEWORTHY_STOLEN_PERCENT = 1.0
+
 
 @readable_errors
 def bench(
@@ -160,6 +162,9 @@ def bench(
             _optional(row['epe'], 2),
         )
     console.print(table)
+    taken = machine['stolen_percent'] or 0.0
+    if taken >= NOTEWORTHY_STOLEN_PERCENT:
+        console.print(_stolen(taken, 'meanwhile'), highlight=False)
     for item in report['skipped']:
         console.print(f'not measured: {item["subject"]} on {item["provider"]}: {item["reason"]}')
     if json_path:
@@ -236,6 +241,9 @@ def _bench_node(
             ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items()),
         )
     console.print(table)
+    taken = max((row['stolen_percent'] or 0.0 for row in report['rows']), default=0.0)
+    if taken >= NOTEWORTHY_STOLEN_PERCENT:
+        console.print(_stolen(taken, 'in one of these runs'), highlight=False)
     for of in report['without_drops']:
         rate = 'at none of the rates' if of['rate_hz'] is None else f'up to {of["rate_hz"]:g} Hz'
         console.print(
@@ -245,6 +253,13 @@ def _bench_node(
         )
     if json_path:
         write_json(json_path, report)
+
+
+def _stolen(percent: float, when: str) -> str:
+    return (
+        f'[yellow]The host of this virtual machine gave {percent:.1f} % of its processors to '
+        f'others {when}:[/yellow] p99, and pairs dropped, are of that too.'
+    )
 
 
 def _rate(text: str) -> float:

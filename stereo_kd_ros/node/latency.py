@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from stereo_kd_ros.children import Child, stop_requests
 from stereo_kd_ros.engine import StereoEngine
 from stereo_kd_ros.node.live import LiveError, LiveRun, own_domain, play_through_node
 from stereo_kd_ros.procedural import StereoSample, render_pair
+from stereo_kd_ros.processor import StolenTime
 from stereo_kd_ros.results import machine, percentiles
 
 SCENES = 3
@@ -61,6 +62,8 @@ class NodeRow:
             sent, the depth image too.
         dropped_percent: pairs that were sent and not published, for whatever cause.
         allowed_ms: 1.1 times the median inference plus 2 ms, the node's target for the median.
+        stolen_percent: of the processors' time during the run that the host of a virtual machine
+            gave to others; None where the system does not tell.
     """
 
     subject: str
@@ -80,6 +83,7 @@ class NodeRow:
     place: str = 'processes'
     sent_hz: float = 0.0
     bare_ms: dict[str, float | None] | None = None
+    stolen_percent: float | None = None
 
 
 def measure_node(
@@ -139,6 +143,7 @@ def measure_node(
                 _write_pairs(folder / 'bag', scenes, number)
                 for place in places:
                     what = f'{width}x{height} at {rate_hz:g} Hz, {place.replace("_", " ")}'
+                    stolen = StolenTime()
                     run = _run(
                         place,
                         folder,
@@ -150,7 +155,8 @@ def measure_node(
                             f'{what}: {phase}', done, total
                         ),
                     )
-                    rows.append(node_row(run, model.stem, threads, place, bare_ms))
+                    row = node_row(run, model.stem, threads, place, bare_ms)
+                    rows.append(replace(row, stolen_percent=stolen.percent()))
     told = [asdict(row) for row in rows]
     return {
         'schema': 1,

@@ -126,6 +126,7 @@ def test_every_place_has_a_row_beside_the_engine_alone(tmp_path: Path, block_mat
         assert 1 <= row['pairs_published'] <= 32
         assert row['pairs_published'] + sum(row['dropped'].values()) <= 32
         assert row['sent_hz'] > 0
+        assert row['stolen_percent'] is None or 0 <= row['stolen_percent'] <= 100
         assert 0 < row['bare_ms']['p50'] <= row['bare_ms']['p95'] <= row['bare_ms']['p99']
         assert row['stamp_to_publish_ms']['p50'] > 0
         assert row['stage_ms']['inference'] > 0
