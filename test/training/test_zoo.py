@@ -9,6 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ from stereo_kd_training.zoo import (
     as_markdown,
     collect,
     graph_sha256,
+    plot_zoo,
     read_zoo,
 )
 
@@ -182,6 +184,46 @@ def test_times_on_processors_of_two_kinds_stand_beside_each_other(
     text = as_markdown(zoo)
     for kind in ('AMD AVX2', 'Intel AVX2', 'NEON'):
         assert f'| matcher_nano | {kind} | cpu |' in text
+
+
+def test_error_is_drawn_against_the_time_of_the_quickest_provider(
+    folder: Path, report: Path, tmp_path: Path
+) -> None:
+    from matplotlib import pyplot
+
+    reports = []
+    for processor, vectors, factor in (('AMD EPYC', 'AVX2', 4.0), ('Intel(R) Xeon(R)', 'AVX2', 6)):
+        of = json.loads(report.read_text())
+        of['machine'].update(processor=processor, vectors=vectors)
+        for own in of['methods'].values():
+            own['latency_ms'] = {'min': factor, 'median': factor}
+            own['summary']['geometric_mean_epe_px'] = 1.5
+        slower = json.loads(json.dumps(of))
+        for own in slower['methods'].values():
+            own['details'] = {**own['details'], 'provider': 'openvino'}
+            own['latency_ms'] = {'min': 1.0, 'median': 3 * factor}
+        reports += [of, slower]
+    figures = []
+    with mock.patch.object(pyplot, 'close', figures.append):
+        assert plot_zoo(collect(folder, reports), tmp_path / 'p' / 'zoo.svg') == [
+            'AMD AVX2',
+            'Intel AVX2',
+        ]
+    (figure,) = figures
+    for axis, median in zip(figure.axes, (4.0, 6.0), strict=True):
+        models, peers = axis.lines
+        assert models.get_xydata().tolist() == [[median, 1.5]] * 2
+        assert peers.get_xydata().tolist() == [[median, 1.5]]
+        assert {text.get_text() for text in axis.texts} == {
+            'matcher_nano', 'matcher_small', 'sgbm-3way',
+        }  # fmt: skip
+    assert (tmp_path / 'p' / 'zoo.svg').stat().st_size > 1000
+    pyplot.close(figure)
+    result = zoo(folder, '--plot', tmp_path / 'none.svg')
+    assert result.exit_code == 1 and 'measured both' in ' '.join(result.output.split())
+    assert not (tmp_path / 'none.svg').exists()
+    assert zoo(folder, '--report', report, '--plot', tmp_path / 'zoo.png').exit_code == 0
+    assert cv2.imread(str(tmp_path / 'zoo.png')) is not None
 
 
 def test_graph_digest_sees_the_graph_and_not_the_manifest(folder: Path) -> None:

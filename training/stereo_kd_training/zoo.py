@@ -395,6 +395,58 @@ def _depth_row(model: Mapping[str, Any]) -> list[str]:
     return [model['name'], *cells]
 
 
+def plot_zoo(zoo: Mapping[str, Any], path: str | Path) -> list[str]:
+    """Draw error against time: one panel for each kind of processor that models were timed on.
+
+    Of several providers the quickest counts, by its median.
+
+    Returns:
+        the kinds of processors drawn.
+
+    Raises:
+        ZooError: no model has both an error and a time.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    models = {model['name'].removeprefix('kestrel_'): model for model in zoo['models']}
+    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for group, named in (('models', models), ('peers', zoo['peers'])):
+        for name, of in named.items():
+            epe = ((of['accuracy'] or {}).get('summary') or {}).get('geometric_mean_epe_px')
+            for entry in of['latency'] if epe else ():
+                found = panels.setdefault(_kind(entry['machine']), {}).setdefault(group, {})
+                quickest = min(entry['median_ms'], found.get(name, (math.inf,))[0])
+                found[name] = (quickest, epe)
+    kinds = sorted(kind for kind, found in panels.items() if 'models' in found)
+    if not kinds:
+        raise ZooError('no model has both an error and a time: give a report that measured both')
+    figure, axes = pyplot.subplots(
+        1, len(kinds), figsize=(4.6 * len(kinds) + 1, 4), sharey=True, squeeze=False,
+        layout='constrained',
+    )  # fmt: skip
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        for group, style in (('models', 'o-'), ('peers', 's')):
+            points = sorted(panels[kind].get(group, {}).items(), key=lambda item: item[1])
+            if points:
+                axis.plot(*zip(*(at for _, at in points), strict=True), style)
+            for name, at in points:
+                axis.annotate(name, at, (5, 5), textcoords='offset points', fontsize=9)
+        axis.set_xscale('log')
+        axis.xaxis.set_major_formatter('{x:g}')
+        axis.margins(x=0.2, y=0.1)
+        axis.set_title(kind, fontsize=10)
+        axis.set_xlabel('ms a pair at 640x480, quickest provider')
+        axis.grid(alpha=0.3, which='both')
+    axes[0][0].set_ylabel('EPE px, geometric mean over sets')
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={'Date': None} if Path(path).suffix == '.svg' else None)
+    pyplot.close(figure)
+    return kinds
+
+
 def zoo_command(
     folder: Annotated[Path, typer.Argument(help='Folder of shipped .onnx files.')],
     report: Annotated[
@@ -406,6 +458,9 @@ def zoo_command(
     ] = None,
     readme: Annotated[
         Path | None, typer.Option(help='Where.', show_default='README.md in FOLDER')
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help='Draw error against time into this SVG, PNG or PDF.')
     ] = None,
     check: Annotated[
         bool, typer.Option('--check', help='Write nothing; fail when the files are out of date.')
@@ -425,6 +480,9 @@ def zoo_command(
             raise ZooError(f'{path} is not what `stereo-kd-train zoo {folder}` would write')
         if not check:
             path.write_text(text, encoding='utf-8')
+    if plot is not None and not check:
+        kinds = plot_zoo(zoo, plot)
+        typer.echo(f'drew {", ".join(kinds)} into {plot}')
     unmeasured = [model['name'] for model in zoo['models'] if model['accuracy'] is None]
     if unmeasured:
         typer.echo(
