@@ -32,11 +32,13 @@ from stereo_kd_training.datasets.procedural import generate_pool  # noqa: E402
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.confidence import (  # noqa: E402
+    RANGE_WEIGHT,
     REACH_PX,
     TEMPERATURE,
     ConfidenceCalibration,
     evidence,
     expected_deviation,
+    local_range,
 )
 from stereo_kd_training.networks.contract import ContractModel  # noqa: E402
 from stereo_kd_training.prune import save_network  # noqa: E402
@@ -105,6 +107,31 @@ def test_evidence_falls_with_the_deviation_and_rises_with_mass_and_head():
     # Half of the distribution lies beyond the reach of 16 px.
     assert found[1] == pytest.approx(-np.log(8.05), abs=1e-4)
     assert found[2] > found[1] > found[3]
+
+
+def test_evidence_falls_with_the_range_of_answers_round_a_cell():
+    answer = torch.full((1, 1, 5, 6), 30.0)
+    answer[..., 2, 4:] = 37.0
+    found = local_range(answer)[0, 0]
+    # A step is seen from the cells on both of its sides, corners too, and by those alone.
+    near = torch.zeros(5, 6, dtype=torch.bool)
+    near[1:4, 3:] = True
+    assert torch.equal(found, torch.where(near, 7.0, 0.0))
+    same = (torch.zeros_like(answer), torch.ones_like(answer), torch.zeros(1, 1, 5, 6))
+    flat, weighted = (
+        evidence(*same, torch.tensor([30.0]), answer, weight)[0, 0]
+        for weight in (0.0, RANGE_WEIGHT)
+    )
+    torch.testing.assert_close(weighted, flat - RANGE_WEIGHT * np.log(8) * near)
+
+
+def test_a_network_calibrated_before_there_was_a_range_says_what_it_said():
+    network = with_calibration(create('kestrel', **TINY))
+    assert network.calibration.range_weight == RANGE_WEIGHT
+    before = create('kestrel', **TINY, calibrated=True)
+    assert before.calibration.range_weight == 0
+    # Calibrated anew it has one.
+    assert with_calibration(before).calibration.range_weight == RANGE_WEIGHT
 
 
 def test_fit_finds_the_numbers_that_made_the_odds():

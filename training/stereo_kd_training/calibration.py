@@ -23,7 +23,7 @@ from torch import Tensor
 from stereo_kd_ros.metrics import sparsification_auc
 from stereo_kd_ros.model import Manifest, read_manifest
 from stereo_kd_training.networks import NetworkError, StereoNetwork, build
-from stereo_kd_training.networks.confidence import ConfidenceCalibration, evidence
+from stereo_kd_training.networks.confidence import RANGE_WEIGHT, ConfidenceCalibration
 
 PIXELS_PER_PAIR = 2000
 HELD_OUT = 0.25
@@ -104,10 +104,9 @@ def with_calibration(network: StereoNetwork) -> StereoNetwork:
     Raises:
         CalibrationError: it is of a kind that has no such option.
     """
-    configuration = {
-        **network.configuration,
-        'options': {**network.configuration.get('options', {}), 'calibrated': True},
-    }
+    options = {**network.configuration.get('options', {}), 'calibrated': True}
+    options['calibrated_range'] = RANGE_WEIGHT
+    configuration = {**network.configuration, 'options': options}
     try:
         calibrated = build(configuration)
     except NetworkError as error:
@@ -184,8 +183,8 @@ def _pixels(
     """
     noted: list[Tensor] = []
 
-    def note(_module: torch.nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        noted.append(evidence(*inputs))
+    def note(module: torch.nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        noted.append(module.evidence(*inputs))
 
     images = []
     height, width = pair.disparity.shape

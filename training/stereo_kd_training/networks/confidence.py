@@ -5,10 +5,13 @@
     evidence = 0.15 * logit of the network's own confidence head
                + 0.5 * log of the probability mass round the best hypothesis
                - log(expected deviation [px] + 0.05)
+               - 0.2 * log(range of the answers of 3x3 cells [px] + 1)
     P(error < max(1 px, 5 %)) = sigmoid(slope * evidence + offset)
 
 The deviation is that of a distribution at twice the temperature, cut off at `REACH_PX`: trained
-logits are too sure of themselves, and how far away a rival lies matters up to a point. Only
+logits are too sure of themselves, and how far away a rival lies matters up to a point. The range
+tells where a step is near, which an answer on its wrong side does not know of (the variance of
+disparity among the measures of Hu and Mordohai, PAMI 2012); files of before had none. Only
 slope and offset are fitted, on generated pairs; weights fitted there as well, and richer heads on
 the network's features, explain those better and sort the errors of real pairs worse, for they
 lean on the network's own opinion, which is the surer the more a scene is like the training.
@@ -19,6 +22,7 @@ All are elementwise sums behind the logits, in float32, with no convolution (see
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo_kd_training.networks.base import opaque
@@ -27,6 +31,7 @@ TEMPERATURE = 2.0
 REACH_PX = 16.0
 HEAD_WEIGHT = 0.15
 WINDOW_WEIGHT = 0.5
+RANGE_WEIGHT = 0.2
 _FLOOR_PX = 0.05
 
 
@@ -46,7 +51,12 @@ def expected_deviation(logits: Tensor, hypotheses_px: Tensor, answer_px: Tensor)
 
 
 def evidence(
-    head: Tensor, mass: Tensor, logits: Tensor, hypotheses_px: Tensor, answer_px: Tensor
+    head: Tensor,
+    mass: Tensor,
+    logits: Tensor,
+    hypotheses_px: Tensor,
+    answer_px: Tensor,
+    range_weight: float = RANGE_WEIGHT,
 ) -> Tensor:
     """What speaks for each answer, (B, 1, h, w); higher is surer.
 
@@ -56,26 +66,46 @@ def evidence(
         logits: (B, D, h, w).
         hypotheses_px: (D,).
         answer_px: (B, 1, h, w), the coarse disparity.
+        range_weight: of the range of answers round a cell.
     """
-    deviation = expected_deviation(logits.detach(), hypotheses_px, answer_px.detach())
+    answer_px = answer_px.detach()
+    deviation = expected_deviation(logits.detach(), hypotheses_px, answer_px)
     window = torch.log(mass.detach().clamp(min=1e-4))
     own = head.clamp(-9.0, 9.0)
-    return HEAD_WEIGHT * own + WINDOW_WEIGHT * window - torch.log(deviation + _FLOOR_PX)
+    found = HEAD_WEIGHT * own + WINDOW_WEIGHT * window - torch.log(deviation + _FLOOR_PX)
+    if range_weight:
+        found = found - range_weight * torch.log(local_range(answer_px) + 1.0)
+    return found
+
+
+def local_range(answer_px: Tensor) -> Tensor:
+    """The largest less the smallest of 3x3 cells, (B, 1, h, w) to (B, 1, h, w)."""
+    return F.max_pool2d(answer_px, 3, 1, 1) + F.max_pool2d(-answer_px, 3, 1, 1)
 
 
 class ConfidenceCalibration(nn.Module):
     """Evidence to probability by two numbers, all maps (B, 1, h, w).
 
     They are scalars of their own, not one vector, so that each keeps its name in an ONNX file.
+
+    Args:
+        range_weight: as of `evidence`; a network's options say it, since files of before had 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, range_weight: float = RANGE_WEIGHT) -> None:
         super().__init__()
+        self.range_weight = range_weight
         self.slope = nn.Parameter(torch.tensor(1.0))
         self.offset = nn.Parameter(torch.tensor(0.0))
 
     def forward(
         self, head: Tensor, mass: Tensor, logits: Tensor, hypotheses_px: Tensor, answer_px: Tensor
     ) -> Tensor:
-        found = evidence(head, mass, logits, hypotheses_px, answer_px)
+        found = self.evidence(head, mass, logits, hypotheses_px, answer_px)
         return torch.sigmoid(self.slope * found + self.offset)
+
+    def evidence(
+        self, head: Tensor, mass: Tensor, logits: Tensor, hypotheses_px: Tensor, answer_px: Tensor
+    ) -> Tensor:
+        """`evidence` with its own `range_weight`."""
+        return evidence(head, mass, logits, hypotheses_px, answer_px, self.range_weight)

@@ -650,6 +650,7 @@ class Kestrel(StereoNetwork):
         cell_height_px: pixels of the images per cell in height, 2 to 6; as many as in width if
             not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
+        calibrated_range: weight in it of the range of answers round a cell.
         refined: (channels compared, width, blocks) of a `Refinement`, or a fourth number, its
             features; none if not given.
         refined_passes: how often it is asked, 1 or more.
@@ -671,6 +672,7 @@ class Kestrel(StereoNetwork):
         expansion: int = 2,
         window: int = 2,
         calibrated: bool = False,
+        calibrated_range: float = 0.0,
         cell_px: int = 4,
         cell_height_px: int | None = None,
         refined: tuple[int, int, int] | tuple[int, int, int, int] | None = None,
@@ -723,7 +725,7 @@ class Kestrel(StereoNetwork):
         if refined:
             context_channels = guide + aggregation[0]
             self.refinement = Refinement(stem, context_channels, *refined, moves=refined_moves)
-        self.calibration = ConfidenceCalibration() if calibrated else None
+        self.calibration = ConfidenceCalibration(calibrated_range) if calibrated else None
         bins = torch.arange(self.hypotheses - 1, -1, -1, dtype=torch.float32)
         self.register_buffer('bins', bins, persistent=False)
 
