@@ -409,7 +409,7 @@ def plot_zoo(zoo: Mapping[str, Any], path: str | Path) -> list[str]:
     import matplotlib
 
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     models = {model['name'].removeprefix('kestrel_'): model for model in zoo['models']}
     panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
@@ -435,7 +435,9 @@ def plot_zoo(zoo: Mapping[str, Any], path: str | Path) -> list[str]:
             for name, at in points:
                 axis.annotate(name, at, (5, 5), textcoords='offset points', fontsize=9)
         axis.set_xscale('log')
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter('{x:g}')
+        axis.xaxis.set_minor_formatter('')
         axis.margins(x=0.2, y=0.1)
         axis.set_title(kind, fontsize=10)
         axis.set_xlabel('ms a pair at 640x480, quickest provider')
