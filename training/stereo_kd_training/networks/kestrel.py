@@ -318,7 +318,7 @@ class Refinement(nn.Module):
     stems of both views, at 1/2, are compared at the answer and two pixels of theirs to both
     sides (the second stage of a cascade: Gu et al., CVPR 2020, with a step of half a bin). The
     right pixels of a cell lie at whole offsets from the left ones, so nothing is interpolated:
-    they are rows of a table that one Gather reads. The answers of the eight cells round it say how
+    they are rows of a table that Gather reads. The answers of the eight cells round it say how
     the surface lies (as do the slanted tiles of HITNet, Tankovich et al., CVPR 2021).
 
     Args:
@@ -444,7 +444,7 @@ class Refinement(nn.Module):
 
         The layer that reads comparisons, context and answer is in three: nothing is copied beside
         each other, a second pass finds the context's share ready, and that of the comparisons
-        takes their sum over a cell as well.
+        takes their sum over the rows of a cell as well.
         """
         weights = deployed.stacked_weights(self.project.weight, self.project.bias)
         rows = [deployed.in_rows(self.of_stems(view, *weights, (2, 1))) for view in _apart(stems)]
