@@ -12,9 +12,13 @@ from stereo_kd_ros import processor
 EPYC = 'model name\t: AMD EPYC\n'
 
 
-def told(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+def told(monkeypatch: pytest.MonkeyPatch, *texts: str | None, path: str = '/proc/cpuinfo') -> None:
+    """A file of the system that says each of `texts` in turn, then the last; None is no file."""
+    left = list(texts)
+
     def read(self: Path, *args: object, **kwargs: object) -> str:
-        assert str(self) == '/proc/cpuinfo'
+        assert str(self) == path
+        text = left.pop(0) if len(left) > 1 else left[0]
         if text is None:
             raise FileNotFoundError(str(self))
         return text
@@ -70,19 +74,6 @@ def test_this_one_is_one_line():
     assert '\n' not in processor.processor_name()
 
 
-def stat(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
-    left = list(texts)
-
-    def read(self: Path, *args: object, **kwargs: object) -> str:
-        assert str(self) == '/proc/stat'
-        text = left.pop(0)
-        if text is None:
-            raise FileNotFoundError(str(self))
-        return text
-
-    monkeypatch.setattr(Path, 'read_text', read)
-
-
 @pytest.mark.parametrize(
     ('before', 'after', 'percent'),
     [
@@ -98,7 +89,7 @@ def stat(monkeypatch: pytest.MonkeyPatch, *texts: str | None) -> None:
 def test_time_that_the_host_took(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str | None, percent: float | None
 ) -> None:
-    stat(monkeypatch, before, after)
+    told(monkeypatch, before, after, path='/proc/stat')
     assert processor.StolenTime().percent() == percent
 
 

@@ -140,3 +140,12 @@ def test_evaluation_writes_the_extremes_of_its_first_method(tmp_path: Path):
     rows = picture.shape[0] // 4
     warm = [bool(picture[k * rows + rows - 12, -10, 0] > 150) for k in range(4)]
     assert warm == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    'command', [['curves', 'run', '-o'], ['evaluate', '--data', 'nowhere', '--plot']]
+)
+def test_a_chart_that_cannot_be_drawn_is_refused_before_anything_is_read(command):
+    result = CliRunner().invoke(app, [*command, 'chart.txt'])
+    assert result.exit_code == 1
+    assert 'expected .png, .svg, .pdf' in ' '.join(result.output.split())

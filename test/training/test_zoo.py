@@ -224,6 +224,10 @@ def test_error_is_drawn_against_the_time_of_the_quickest_provider(
     assert not (tmp_path / 'none.svg').exists()
     assert zoo(folder, '--report', report, '--plot', tmp_path / 'zoo.png').exit_code == 0
     assert cv2.imread(str(tmp_path / 'zoo.png')) is not None
+    written = (folder / 'README.md').read_bytes()
+    refused = zoo(folder, '--plot', tmp_path / 'zoo.txt')
+    assert refused.exit_code == 1 and 'expected .png, .svg, .pdf' in refused.output
+    assert (folder / 'README.md').read_bytes() == written
 
 
 def test_graph_digest_sees_the_graph_and_not_the_manifest(folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from stereo_kd_ros.benchmark import check_plot
+
 LOG_NAME = 'log.jsonl'
 # Scalars whose names begin so share a panel; those of one panel are drawn in one colour per run.
 PANELS = (
@@ -121,6 +123,7 @@ def curves_command(
     out: Annotated[Path, typer.Option('--out', '-o', help='The PNG, SVG or PDF to write.')],
 ) -> None:
     """Draw the learning curves of runs: validation error, loss and learning rate by step."""
+    check_plot(out)
     reached = plot_curves(run, out)
     typer.echo(', '.join(f'{name}: {steps} steps' for name, steps in reached.items()))
     typer.echo(f'wrote {out}')

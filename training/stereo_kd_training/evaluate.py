@@ -37,6 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stereo_kd_ros import baselines, metrics
 from stereo_kd_ros.baselines import BlockMatcher, Sgbm
+from stereo_kd_ros.benchmark import check_plot
 from stereo_kd_ros.metrics import (
     DisparityMetrics,
     counted_pixels,
@@ -507,6 +508,8 @@ def evaluate_command(
         console = Console(width=140)
     cv2.setNumThreads(threads)
     try:
+        if plot is not None:
+            check_plot(plot)
         methods = [
             model_method(text, name, threads)
             for text in model or []

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stereo_kd_ros.benchmark import check_plot
 from stereo_kd_ros.metrics import DEPTH_ERROR, useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_ros.processor import maker_of
@@ -469,6 +470,8 @@ def zoo_command(
     ] = False,
 ) -> None:
     """Write what was measured into the zoo.json, README and manifests of a folder of models."""
+    if plot is not None:
+        check_plot(plot)
     json_path = json_path or folder / 'zoo.json'
     readme = readme or folder / 'README.md'
     earlier = read_zoo(json_path) if json_path.is_file() else None
