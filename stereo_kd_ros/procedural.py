@@ -33,7 +33,7 @@ from stereo_kd_ros.procedural_textures import (
     synthetic_texture,
 )
 
-GENERATOR_VERSION = 7
+GENERATOR_VERSION = 8
 """Raised whenever the same seed starts to give other pictures."""
 
 _MAX_LEVELS = 7

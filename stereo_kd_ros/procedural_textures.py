@@ -239,11 +239,16 @@ def photograph(
             image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         if noise_level >= 0:
             image = add_noise(image, noise_level, rng, grey)
-        if jpeg:
+        out.append(image)
+    if rng.random() < 0.35:
+        width_px = math.exp(rng.uniform(math.log(0.6), math.log(6.0)))
+        deviation = math.exp(rng.uniform(math.log(0.5), math.log(2.5)))
+        out = [blotch(image, deviation, width_px, rng) for image in out]
+    if jpeg:
+        for eye, image in enumerate(out):
             _, stream = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, jpeg])
-            image = cv2.imdecode(stream, cv2.IMREAD_COLOR)
-        out.append(np.ascontiguousarray(image))
-    return out[0], out[1]
+            out[eye] = cv2.imdecode(stream, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(out[0]), np.ascontiguousarray(out[1])
 
 
 def _darken_corners(image: np.ndarray, strength: float) -> np.ndarray:
@@ -264,3 +269,24 @@ def add_noise(
     if grey:
         noise = cv2.merge([noise] * 3)
     return cv2.add(image, noise, dtype=cv2.CV_8U)
+
+
+def blotch(
+    image: np.ndarray, deviation: float, width_px: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with noise whose neighbours are alike.
+
+    It is what is left of a sensor's noise once a camera has smoothed it. Paint without texture
+    looks textured then, otherwise in each eye.
+
+    Args:
+        image: what the noise is added to.
+        deviation: its standard deviation, in grey values, the same in all channels.
+        width_px: standard deviation of the Gaussian that white noise was smoothed by.
+        rng: the noise.
+    """
+    noise = rng.standard_normal(image.shape[:2], dtype=np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), width_px, borderType=cv2.BORDER_REFLECT)
+    # By what was measured: of a kernel of about a pixel the deviation left is not the Gaussian's.
+    noise *= np.float32(deviation / max(float(noise.std()), 1e-6))
+    return cv2.add(image, cv2.merge([np.rint(noise).astype(np.int16)] * 3), dtype=cv2.CV_8U)

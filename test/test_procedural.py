@@ -25,7 +25,12 @@ from stereo_kd_ros.procedural import (
 )
 from stereo_kd_ros.procedural_room import Eye, Hall, Panel, Pose
 from stereo_kd_ros.procedural_surfaces import Bump, Surface, View, occluded_pixels
-from stereo_kd_ros.procedural_textures import ATLAS_SIZE, TEXTURE_KINDS, synthetic_texture
+from stereo_kd_ros.procedural_textures import (
+    ATLAS_SIZE,
+    TEXTURE_KINDS,
+    photograph,
+    synthetic_texture,
+)
 
 HEIGHT, WIDTH = 48, 160
 LEVEL = (0.0, 1.0, 0.0)
@@ -240,6 +245,24 @@ def test_truth_is_unbiased_to_a_few_hundredths_of_a_pixel():
 def test_a_seventh_at_most_of_a_typical_scene_is_occluded():
     shares = [render_pair(seed).occluded.mean() for seed in range(24)]
     assert 0.01 < np.mean(shares) < 0.15
+
+
+def test_a_third_of_the_cameras_leave_noise_whose_neighbours_are_alike():
+    grey = np.full((120, 160, 3), 128, np.uint8)
+
+    def alike(seed: int) -> bool:
+        left, right = photograph(np.random.default_rng(seed), grey, grey, 0.5)
+        left, right = (
+            eye[..., 1] - cv2.blur(eye[..., 1].astype(np.float32), (41, 41))
+            for eye in (left, right)
+        )
+        if min(left.std(), right.std()) < 0.2:
+            return False
+        # Steps of a vignette are the same in both eyes.
+        own = abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 0.2
+        return own and (left[:, 2:] * left[:, :-2]).mean() / left.var() > 0.2
+
+    assert 0.15 < np.mean([alike(seed) for seed in range(60)]) < 0.5
 
 
 def test_given_textures_are_painted_with():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from stereo_kd_training.datasets.augment import (
     Augmentation,
     Window,
+    blotched,
     hide_patches,
     jitter_colour,
     mirror,
@@ -292,6 +293,7 @@ LOOKS = {
     'colour': {'colour_probability': 1.0},
     'asymmetric': {'asymmetric_probability': 1.0},
     'noise': {'noise_probability': 1.0},
+    'blotch': {'blotch_probability': 1.0, 'blotch_sigma': 8.0},
     'y_jitter': {'y_jitter_probability': 1.0},
     'occlusion': {'occlusion_probability': 1.0, 'occlusion_px': (5, 10)},
 }
@@ -305,7 +307,7 @@ def test_what_changes_the_look_leaves_the_truth(name) -> None:
     changed = augmented(pair, chain, (HEIGHT, WIDTH), 0)
     np.testing.assert_array_equal(changed.disparity, pair.disparity)
     assert (changed.right != pair.right).any()
-    both = name in ('colour', 'noise')
+    both = name in ('colour', 'noise', 'blotch')
     assert (changed.left != pair.left).any() == both
     assert changed.left.dtype == changed.right.dtype == np.uint8
     for image, original in zip((pair.left, pair.right, pair.disparity), before):
@@ -348,6 +350,19 @@ def test_noise_has_at_most_its_sigma_and_no_bias() -> None:
     assert max(sigmas) < 5.2 and max(sigmas) > 3 > min(sigmas)
 
 
+def test_blotches_are_each_view_s_own_and_as_wide_as_asked() -> None:
+    grey = np.full((200, 300, 3), 128, np.uint8)
+    left, right = blotched(grey, grey, np.random.default_rng(3), 40.0, (3.0, 3.0))
+    assert np.ptp(left, axis=2).max() == 0, 'grey noise'
+    a, b = (view[..., 0] - 128.0 for view in (left, right))
+    assert a.std() == pytest.approx(b.std(), rel=0.02) and 1 < a.std() <= 40.5
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.15
+    # White noise smoothed by a Gaussian of 3 px correlates as exp(-lag^2 / (4 * 3^2)).
+    for lag in (1, 3, 6):
+        alike = (a[:, lag:] * a[:, :-lag]).mean() / a.var()
+        assert alike == pytest.approx(np.exp(-(lag**2) / 36), abs=0.1)
+
+
 def test_patches_hide_rectangles_behind_one_colour() -> None:
     image = plane_pair(9.0, 0.0, 0.0).right
     changed = hide_patches(image, np.random.default_rng(0), sizes_px=(5, 10))
@@ -383,7 +398,10 @@ def test_whole_chain_of_geometry(plane, seed: int) -> None:
     assert mismatch(sample) < 3
 
 
-@pytest.mark.parametrize('wrong', [{'occlusion_px': (9, 5)}, {'max_scale': 0.5}, {'stretch': 1}])
+@pytest.mark.parametrize(
+    'wrong',
+    [{'occlusion_px': (9, 5)}, {'blotch_px': (0, 5)}, {'max_scale': 0.5}, {'stretch': 1}],
+)
 def test_settings_that_make_no_sense_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(**wrong)

@@ -433,6 +433,20 @@ def test_pool_of_rooms_and_mixed_pool_say_what_they_hold(tmp_path):
     assert kinds == {True, False}
 
 
+def test_pool_of_indoor_scenes_holds_rooms_and_some_corridors(tmp_path):
+    pool = generate_pool(tmp_path, 16, 40, 72, seed=3, progress=False, scenes='indoors')
+    kinds = []
+    for index in range(16):
+        difficulty = np.random.default_rng([3, index, 1]).uniform(*pool.difficulty)
+        left = PairPool(tmp_path)[index].left
+        of_kind = {
+            kind: render_space((3, index), 40, 72, difficulty=difficulty, kind=kind).left
+            for kind in ('room', 'corridor')
+        }
+        kinds.extend(kind for kind, other in of_kind.items() if np.array_equal(left, other))
+    assert len(kinds) == 16 and 1 <= kinds.count('corridor') <= 8
+
+
 def test_pool_refuses_scenes_it_does_not_know_and_a_change_of_mind(tmp_path):
     with pytest.raises(PoolError, match='caves'):
         generate_pool(tmp_path, 2, 40, 72, progress=False, scenes='caves')

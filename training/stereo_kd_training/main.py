@@ -57,7 +57,10 @@ def generate(
     ] = None,
     scenes: Annotated[
         str,
-        typer.Option(help='layered, rooms (rooms, corridors, streets in 3-D), streets or mixed.'),
+        typer.Option(
+            help='layered, rooms (rooms, corridors, streets in 3-D), streets or indoors alone, '
+            'or mixed.'
+        ),
     ] = 'mixed',
     cameras: Annotated[
         bool, typer.Option(help='With noise, blur, exposure and a rectification of real rigs.')

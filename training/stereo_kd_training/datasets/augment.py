@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stereo_kd_ros.procedural_textures import blotch
 from stereo_kd_training.datasets.base import DatasetError
 
 # Neighbours whose disparities differ by less belong to one surface.
@@ -137,6 +138,10 @@ class Augmentation(BaseModel):
         colour_probability: gain, gamma and offset of both views, hardly different in each.
         asymmetric_probability: the right view's colours change once more, on their own.
         noise_probability, noise_sigma: Gaussian, of up to so many grey levels, in each view.
+        blotch_probability, blotch_sigma, blotch_px: noise of up to so many grey levels whose
+            blotches are between so many pixels wide, as what takes noise out of a camera's
+            pictures, and compression, leave it; in each view its own. Of paint without texture
+            it makes one, and a wrong one.
         y_jitter_probability, y_jitter_px: the right view is up to so far too high or low.
         occlusion_probability, occlusion_patches, occlusion_px: up to so many patches of these
             sizes hide the right view.
@@ -154,6 +159,9 @@ class Augmentation(BaseModel):
     asymmetric_probability: float = Field(0.0, ge=0, le=1)
     noise_probability: float = Field(0.0, ge=0, le=1)
     noise_sigma: float = Field(4.0, ge=0)
+    blotch_probability: float = Field(0.0, ge=0, le=1)
+    blotch_sigma: float = Field(2.0, ge=0)
+    blotch_px: tuple[float, float] = (0.5, 6.0)
     y_jitter_probability: float = Field(0.0, ge=0, le=1)
     y_jitter_px: float = Field(1.0, ge=0)
     occlusion_probability: float = Field(0.0, ge=0, le=1)
@@ -164,6 +172,8 @@ class Augmentation(BaseModel):
     def _sizes_rise(self) -> Augmentation:
         if not 1 <= self.occlusion_px[0] <= self.occlusion_px[1]:
             raise ValueError(f'occlusion_px is [smallest, largest], got {self.occlusion_px}')
+        if not 0 < self.blotch_px[0] <= self.blotch_px[1]:
+            raise ValueError(f'blotch_px is [smallest, largest], got {self.blotch_px}')
         return self
 
     def __call__(
@@ -242,6 +252,8 @@ class Augmentation(BaseModel):
         if self.noise_probability and rng.random() < self.noise_probability:
             left = sensor_noise(left, rng, self.noise_sigma)
             right = sensor_noise(right, rng, self.noise_sigma)
+        if self.blotch_probability and rng.random() < self.blotch_probability:
+            left, right = blotched(left, right, rng, self.blotch_sigma, self.blotch_px)
         if self.y_jitter_probability and rng.random() < self.y_jitter_probability:
             right = shift_rows(right, rng.uniform(-self.y_jitter_px, self.y_jitter_px))
         if self.occlusion_probability and rng.random() < self.occlusion_probability:
@@ -328,6 +340,23 @@ def sensor_noise(image: np.ndarray, rng: np.random.Generator, sigma: float = 4.0
     """Gaussian noise of up to `sigma` grey levels on a picture (H, W, 3) uint8."""
     noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, sigma)
     return np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
+
+
+def blotched(
+    left: np.ndarray,
+    right: np.ndarray,
+    rng: np.random.Generator,
+    sigma: float = 2.0,
+    widths_px: tuple[float, float] = (0.5, 6.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise whose neighbours are alike, on both views (H, W, 3) uint8 of one camera model.
+
+    Each view has noise of its own, of the same kind: of up to `sigma` grey levels, smoothed by a
+    Gaussian whose standard deviation is between `widths_px`.
+    """
+    width_px = math.exp(rng.uniform(*map(math.log, widths_px)))
+    strength = rng.uniform(0, sigma)
+    return blotch(left, strength, width_px, rng), blotch(right, strength, width_px, rng)
 
 
 def shift_rows(image: np.ndarray, shift_px: float) -> np.ndarray:

@@ -43,9 +43,12 @@ SCENES: dict[str, dict[str, float]] = {
     'layered': {'layered': 1.0},
     'rooms': {'rooms': 1.0},
     'streets': {'streets': 1.0},
+    'indoors': {'indoors': 1.0},
     'mixed': {'layered': 0.5, 'rooms': 0.5},
 }
 """What a pool may be made of, and the share of each generator in it."""
+CORRIDOR_SHARE = 0.25
+"""Of pairs indoors; the rest are rooms."""
 
 
 class PoolError(RuntimeError):
@@ -57,7 +60,8 @@ class PoolManifest:
     """What a pool was made with; ``pairs`` is what was asked for, not what exists yet.
 
     ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``), of rooms, corridors
-    and streets, and of streets alone (``stereo_kd_training.datasets.rooms``); ``cameras`` says
+    and streets, of streets alone, and of rooms and corridors alone
+    (``stereo_kd_training.datasets.rooms``); ``cameras`` says
     whether two cameras with their faults took the pictures, or none.
     """
 
@@ -122,10 +126,12 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
     if len(kinds) > 1:
         choice = np.random.default_rng([manifest.seed, index, 2]).random()
         kind = 'layered' if choice < manifest.scenes['layered'] else 'rooms'
+    corridor = np.random.default_rng([manifest.seed, index, 2]).random() < CORRIDOR_SHARE
     render = {
         'layered': render_pair,
         'rooms': render_space,
         'streets': functools.partial(render_space, kind='street'),
+        'indoors': functools.partial(render_space, kind='corridor' if corridor else 'room'),
     }[kind]
     return render(
         (manifest.seed, index),
@@ -218,7 +224,7 @@ def generate_pool(
         difficulty: range drawn from for each pair.
         progress: show a progress bar.
         pairs_per_shard: how many pairs are written, and lost when killed, at a time.
-        scenes: 'layered', 'rooms', 'streets' or 'mixed'.
+        scenes: 'layered', 'rooms', 'streets', 'indoors' or 'mixed'.
         cameras: photographed with the faults of two cameras, and not quite rectified.
 
     Raises:
