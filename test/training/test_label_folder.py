@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from stereo_kd_ros.disparity_io import read_pfm
 from stereo_kd_training.datasets.base import DatasetError
 from stereo_kd_training.datasets.labelled import labelled_sets
-from stereo_kd_training.label_folder import label_folder, self_consistent, unlabelled_scenes
+from stereo_kd_training.label_folder import label_folder, self_consistent, unlabelled_pairs
 from stereo_kd_training.main import app
 from stereo_kd_training.teachers import Prediction, Teacher
 
@@ -72,7 +72,7 @@ def test_a_labelled_folder_is_a_benchmark_and_goes_on_where_it_was(data, tmp_pat
     assert made.kept == pytest.approx(known.mean(), abs=1e-3)
     pair = labelled_sets(out)['robot'][0]
     assert np.nanmax(pair.disparity) == SQUARE and np.isnan(pair.disparity).any()
-    (out / 'robot/two/kept.txt').unlink()
+    (out / 'robot/two/disp.pfm').unlink()
     assert label_folder(data, out, teacher) == made
     assert teacher.asked == 6, 'only the pair that had not been finished'
 
@@ -86,7 +86,7 @@ def test_answers_of_two_teachers_do_not_mix(data, tmp_path):
 def test_faults_of_the_data_are_named(data, tmp_path):
     with pytest.raises(DatasetError, match=r'(?s)left\.png.*no disp'):
         (tmp_path / 'empty').mkdir()
-        unlabelled_scenes(tmp_path / 'empty')
+        unlabelled_pairs(tmp_path / 'empty')
     with pytest.raises(DatasetError, match='folder of its own'):
         label_folder(data, data, TwoLevels())
     cv2.imwrite(str(data / 'robot/two/right.png'), np.zeros((HEIGHT, WIDTH - 8, 3), np.uint8))
@@ -96,7 +96,7 @@ def test_faults_of_the_data_are_named(data, tmp_path):
 
 def test_scenes_with_truth_are_passed_over(data):
     (data / 'robot/one/disp.pfm').write_bytes(b'')
-    assert [str(scene) for scene in unlabelled_scenes(data)] == ['robot/two']
+    assert [pair.name for pair in unlabelled_pairs(data)] == ['robot/two']
 
 
 def test_command(data, tmp_path):

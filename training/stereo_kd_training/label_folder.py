@@ -21,11 +21,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stereo_kd_ros.disparity_io import write_pfm
+from stereo_kd_ros.disparity_io import read_pfm, write_pfm
 from stereo_kd_training.adapt.teachers import open_teacher
 from stereo_kd_training.bars import console, stage_bars
-from stereo_kd_training.datasets.base import DatasetError, not_found, read_rgb
-from stereo_kd_training.teachers import Teacher, consistency
+from stereo_kd_training.datasets.base import DatasetError, PairFiles, StereoDataset, not_found
+from stereo_kd_training.teachers import Teacher, asked_twice
 
 DISPARITY_FILE = 'disp.pfm'
 ABOUT_FILE = 'labelled_by.json'
@@ -44,8 +44,8 @@ class LabelledFolder:
     kept: float
 
 
-def unlabelled_scenes(root: str | Path) -> list[Path]:
-    """SET/SCENE below `root` with left.png and right.png and no disp*, as relative paths, sorted.
+def unlabelled_pairs(root: str | Path) -> list[PairFiles]:
+    """SET/SCENE below `root` with left.png and right.png and no disp*, sorted by that name.
 
     Raises:
         DatasetError: there is none.
@@ -54,8 +54,9 @@ def unlabelled_scenes(root: str | Path) -> list[Path]:
     found = []
     for left in sorted(root.glob('*/*/left.png')):
         scene = left.parent
-        if (scene / 'right.png').is_file() and not any(scene.glob('disp*')):
-            found.append(scene.relative_to(root))
+        right = scene / 'right.png'
+        if right.is_file() and not any(scene.glob('disp*')):
+            found.append(PairFiles(str(scene.relative_to(root)), left, right, None))
     if not found:
         wanted = ['<set>/<scene>/left.png', '<set>/<scene>/right.png', 'and no disp* beside them']
         raise not_found(root, 'a folder of pairs without truth', wanted)
@@ -73,13 +74,9 @@ def self_consistent(
         left, right: (H, W, 3) uint8 RGB.
         tolerance_px: above 0.
     """
-    disparity = teacher.predict(left, right).disparity
-    mirrored = teacher.predict(
-        np.ascontiguousarray(right[:, ::-1]), np.ascontiguousarray(left[:, ::-1])
-    ).disparity[:, ::-1]
-    agreement = consistency(disparity, mirrored, tolerance_px)
+    answer, agreement = asked_twice(teacher, left, right, tolerance_px)
     # exp(-1) is a difference of just the tolerance.
-    return np.where(agreement > np.exp(-1), disparity, np.nan).astype(np.float32)
+    return np.where(agreement > np.exp(-1), answer.disparity, np.nan).astype(np.float32)
 
 
 def label_folder(
@@ -105,31 +102,26 @@ def label_folder(
             another teacher or tolerance.
     """
     data, out = Path(data), Path(out)
-    scenes = unlabelled_scenes(data)
+    pairs = unlabelled_pairs(data)
     if out.resolve() == data.resolve():
         raise DatasetError(f'{out}: the labelled copy needs a folder of its own')
     _claim(out, {'teacher': teacher.name, 'sha256': teacher.fingerprint, 'px': tolerance_px})
     kept = 0.0
-    for number, scene in enumerate(scenes, 1):
-        target = out / scene
-        share = target / 'kept.txt'
-        if not share.is_file():
+    for number, pair in enumerate(pairs, 1):
+        target = out / pair.name
+        labels = target / DISPARITY_FILE
+        if not labels.is_file():
+            sample = StereoDataset(str(data), [pair])[0]
+            disparity = self_consistent(teacher, sample.left, sample.right, tolerance_px)
             target.mkdir(parents=True, exist_ok=True)
-            for eye in ('left.png', 'right.png'):
-                shutil.copyfile(data / scene / eye, target / eye)
-            left, right = (read_rgb(target / eye) for eye in ('left.png', 'right.png'))
-            if left.shape != right.shape:
-                raise DatasetError(
-                    f'{data / scene}: the left view is {left.shape[1]}x{left.shape[0]}, the '
-                    f'right one {right.shape[1]}x{right.shape[0]}; rectified views have one size'
-                )
-            disparity = self_consistent(teacher, left, right, tolerance_px)
-            write_pfm(target / DISPARITY_FILE, disparity)
-            # Written last: a scene without it is begun anew.
-            _write(share, f'{np.isfinite(disparity).mean():.4f}\n')
-        kept += float(share.read_text())
-        on_pair(str(scene), number, len(scenes))
-    return LabelledFolder(len(scenes), kept / len(scenes))
+            for eye in (pair.left, pair.right):
+                shutil.copyfile(eye, target / eye.name)
+            partial = labels.with_suffix('.partial')
+            write_pfm(partial, disparity)
+            os.replace(partial, labels)
+        kept += float(np.isfinite(read_pfm(labels)).mean())
+        on_pair(pair.name, number, len(pairs))
+    return LabelledFolder(len(pairs), kept / len(pairs))
 
 
 def _claim(out: Path, about: dict[str, object]) -> None:
@@ -143,13 +135,9 @@ def _claim(out: Path, about: dict[str, object]) -> None:
             )
     else:
         out.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(about, indent=1) + '\n')
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
-    os.replace(partial, path)
+        partial = path.with_suffix('.partial')
+        partial.write_text(json.dumps(about, indent=1) + '\n')
+        os.replace(partial, path)
 
 
 def label_command(

@@ -522,10 +522,19 @@ class ConsistencyChecked(Teacher):
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
 
     def predict(self, left: np.ndarray, right: np.ndarray, name: str = '') -> Prediction:
-        answer = self.teacher.predict(left, right, name)
-        mirrored = self.teacher.predict(right[:, ::-1], left[:, ::-1], name)
-        agreement = consistency(answer.disparity, mirrored.disparity[:, ::-1], self.tolerance_px)
+        answer, agreement = asked_twice(self.teacher, left, right, self.tolerance_px, name)
         return Prediction(answer.disparity, answer.confidence * agreement, answer.distribution)
+
+
+def asked_twice(
+    teacher: Teacher, left: np.ndarray, right: np.ndarray, tolerance_px: float, name: str = ''
+) -> tuple[Prediction, np.ndarray]:
+    """A teacher's answer, and how far its answer to the mirrored pair agrees (`consistency`)."""
+    answer = teacher.predict(left, right, name)
+    mirrored = teacher.predict(
+        np.ascontiguousarray(right[:, ::-1]), np.ascontiguousarray(left[:, ::-1]), name
+    )
+    return answer, consistency(answer.disparity, mirrored.disparity[:, ::-1], tolerance_px)
 
 
 def consistency(

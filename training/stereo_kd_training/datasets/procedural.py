@@ -61,8 +61,8 @@ class PoolManifest:
 
     ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``), of rooms, corridors
     and streets, of streets alone, and of rooms and corridors alone
-    (``stereo_kd_training.datasets.rooms``); ``cameras`` says
-    whether two cameras with their faults took the pictures, or none.
+    (``stereo_kd_training.datasets.rooms``); ``cameras`` says whether two cameras with their faults
+    took the pictures, or none.
     """
 
     pairs: int
@@ -120,18 +120,18 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
     """Render pair ``index`` of a pool: a function of the manifest, textures and index alone."""
     low, high = manifest.difficulty
     difficulty = np.random.default_rng([manifest.seed, index, 1]).uniform(low, high)
+    choice = np.random.default_rng([manifest.seed, index, 2]).random()
     # A pool of one sort asks for no choice: its pairs are those of pools before there was any.
     kinds = [kind for kind, share in manifest.scenes.items() if share > 0]
     kind = kinds[0]
     if len(kinds) > 1:
-        choice = np.random.default_rng([manifest.seed, index, 2]).random()
         kind = 'layered' if choice < manifest.scenes['layered'] else 'rooms'
-    corridor = np.random.default_rng([manifest.seed, index, 2]).random() < CORRIDOR_SHARE
+    indoors = 'corridor' if choice < CORRIDOR_SHARE else 'room'
     render = {
         'layered': render_pair,
         'rooms': render_space,
         'streets': functools.partial(render_space, kind='street'),
-        'indoors': functools.partial(render_space, kind='corridor' if corridor else 'room'),
+        'indoors': functools.partial(render_space, kind=indoors),
     }[kind]
     return render(
         (manifest.seed, index),
