@@ -250,7 +250,7 @@ def prune_to_ratio(
         raise PruneError(f'pruning ratio {ratio} is outside [0, 1)')
     if round_to < 1:
         raise PruneError(f'round_to is {round_to}, expected 1 or more')
-    original = _unpruned(network)
+    original = unpruned(network)
     widths = channel_widths(original)
     if frozen is None:
         frozen = find_unprunable(network, keep)
@@ -264,7 +264,12 @@ def prune_to_ratio(
     return PruneReport(before, network.parameter_count(), pruned, dict(frozen))
 
 
-def _unpruned(network: StereoNetwork) -> StereoNetwork:
+def unpruned(network: StereoNetwork) -> StereoNetwork:
+    """An untrained network of the same configuration, with all of its channels.
+
+    Raises:
+        PruneError: it was not built from a configuration.
+    """
     configuration = network.configuration
     if 'name' not in configuration:
         raise PruneError(
