@@ -26,7 +26,7 @@ from stereo_kd_training.datasets.base import DatasetError  # noqa: E402
 from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.channels import channel_widths  # noqa: E402
-from stereo_kd_training.prune import save_network  # noqa: E402
+from stereo_kd_training.prune import count_macs, save_network  # noqa: E402
 from stereo_kd_training.recipe import RecipeError, check_recipe, read_recipe  # noqa: E402
 from stereo_kd_training.stages import RecipeRun, plan  # noqa: E402
 from stereo_kd_training.train import load_network  # noqa: E402
@@ -493,6 +493,34 @@ def test_the_command_runs_a_recipe_to_a_model_file(pairs, tmp_path):
     path.write_text('name: x\nstages: []\n')
     refused = CliRunner().invoke(app, ['run', str(path), '-o', str(tmp_path / 'other')])
     assert refused.exit_code == 1 and 'stages: unknown key' in refused.output
+
+
+@pytest.mark.timeout(600)
+def test_a_recipe_prunes_by_what_is_measured(pairs, tmp_path):
+    recipe = content(pairs, teach=None, tune=None, teacher=None)
+    recipe['distill'] = {'training': training(2)}
+    recipe['prune'] = {'by': 'measured', 'ratio': 0.06, 'crops': 2, 'steps': 2, 'tune_steps': 1}
+    run = RecipeRun(check_recipe(without_nothing(recipe)), tmp_path / 'run')
+    summary = run.run()
+    whole, pruned = (count_macs(load_network(run.networks()[k])) for k in ('distill', 'prune'))
+    assert 0.5 * whole < pruned <= 0.94 * whole
+    between = count_macs(load_network(tmp_path / 'run/prune/step_0/start.pt'))
+    assert pruned < between <= 0.97 * whole
+    assert [step['ratio'] for step in summary['prune']['steps']] == [0.03, 0.06]
+
+
+def test_what_is_measured_has_no_other_target_than_operations(pairs):
+    wrong = content(pairs)
+    wrong['prune'] = {'by': 'measured', 'target': 'latency_ms', 'value': 10}
+    with pytest.raises(RecipeError, match='what is measured counts macs, not latency_ms'):
+        check_recipe(wrong)
+    wrong['prune'] = {'by': 'guessing', 'ratio': 0.1}
+    with pytest.raises(RecipeError, match=r'prune\.by'):
+        check_recipe(wrong)
+
+
+def without_nothing(sections: dict) -> dict:
+    return {key: value for key, value in sections.items() if value is not None}
 
 
 class Killed(Exception):

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import copy
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,10 @@ from stereo_kd_training.prune import (
 from stereo_kd_training.train import (
     Batch,
     LossWeights,
+    PairSource,
+    TrainingConfig,
     keep_statistics,
+    make_batch,
     supervised_loss,
 )
 
@@ -47,6 +52,10 @@ LARGE_ERROR_PX = 8.0
 SMALL_ERROR_PX = 1.0
 # What saves less of the operations than this is not worth a trial.
 LEAST_SHARE = 0.001
+
+_CROPS_PER_BATCH = 2
+# Cameras are not what is measured, so that most crops are without their faults.
+_AUGMENTATION = {'blotch_probability': 0.2, 'blotch_sigma': 1.5}
 
 Judge = Callable[[StereoNetwork], float]
 
@@ -292,6 +301,43 @@ def prune_measured(
             macs / first_macs,
             error - first_error,
         )
+
+
+def prune_on_pairs(
+    network: StereoNetwork,
+    pairs: PairSource,
+    *,
+    crops: int = 24,
+    crop: tuple[int, int] = (288, 576),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Iterator[Removal]:
+    """`prune_measured`, with importance and judge from crops of pairs with a known disparity.
+
+    Args:
+        network: trained.
+        pairs: to take crops of.
+        crops: to judge by, and as many to learn importance from; rounded up to whole batches.
+        crop: (height, width) of each, cut to multiples of the network's strides.
+        seed: of the crops.
+        progress: see `prune_measured`, as are the `options`.
+    """
+    down, across = network.strides
+    config = TrainingConfig(
+        network=network.configuration['name'],
+        batch_size=_CROPS_PER_BATCH,
+        crop_height=crop[0] - crop[0] % down,
+        crop_width=crop[1] - crop[1] % across,
+        augmentation=_AUGMENTATION,
+        seed=seed,
+    )
+    count = math.ceil(crops / _CROPS_PER_BATCH)
+    batches = [make_batch(pairs, config, step) for step in range(2 * count)]
+    keep = options.get('keep', ())
+    importance = channel_importance(network, batches[:count], keep=keep)
+    judge = relative_error(batches[count:])
+    yield from prune_measured(network, judge, importance, progress=progress, **options)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from stereo_kd_ros.commands.console import image_size
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.threads import Threads, use_threads
 
-_CROPS_PER_BATCH = 2
-_AUGMENTATION = {'blotch_probability': 0.2, 'blotch_sigma': 1.5}
-
 
 def prune_command(
     trained: Annotated[Path, typer.Argument(help='Run folder, checkpoint or shipped .onnx file.')],
@@ -52,13 +49,9 @@ def prune_command(
     """
     from stereo_kd_training.calibration import load_trained
     from stereo_kd_training.datasets.procedural import PairPool
-    from stereo_kd_training.measured_pruning import (
-        channel_importance,
-        prune_measured,
-        relative_error,
-    )
+    from stereo_kd_training.measured_pruning import prune_on_pairs
     from stereo_kd_training.prune import PruneError, count_macs, save_network
-    from stereo_kd_training.train import ConcatenatedPairs, TrainingConfig, make_batch
+    from stereo_kd_training.train import ConcatenatedPairs
 
     use_threads(threads)
     if plot is not None:
@@ -66,29 +59,17 @@ def prune_command(
     if out.suffix != '.pt':
         raise PruneError(f'{out} is to be a checkpoint; name it .pt, and export that')
     network, _ = load_trained(trained)
-    down, across = network.strides
     width, height = image_size(crop)
-    config = TrainingConfig(
-        network=network.configuration['name'],
-        batch_size=_CROPS_PER_BATCH,
-        crop_height=height - height % down,
-        crop_width=width - width % across,
-        augmentation=_AUGMENTATION,
-        seed=seed,
-    )
     pairs = ConcatenatedPairs([PairPool(folder) for folder in pool])
-    count = math.ceil(crops / _CROPS_PER_BATCH)
-    batches = [make_batch(pairs, config, step) for step in range(2 * count)]
     before = count_macs(network)
     rows = [{'share': 1.0, 'macs': before, 'error': 0.0, 'group': None, 'channels': None}]
     with stage_bars() as report:
-        report('what a channel does', 0, 1, '')
-        importance = channel_importance(network, batches[:count])
-        report('what a channel does', 1, 1, '')
-        removals = prune_measured(
+        removals = prune_on_pairs(
             network,
-            relative_error(batches[count:]),
-            importance,
+            pairs,
+            crops=crops,
+            crop=(height, width),
+            seed=seed,
             block=block,
             only=tuple(only or ()),
             progress=lambda tried, groups: report('groups tried', tried, groups, ''),

@@ -152,6 +152,10 @@ class Pruning(_Section):
 
     Attributes:
         ratio: share of channels removed in the end; or a `target` and its `value` instead.
+        by: `weights`, the smallest ones of every group alike, or `measured`: the blocks that are
+            missed least (`measured_pruning`); `ratio` is then the share of operations removed, and
+            `target` can only be macs.
+        crops: to judge by when measured.
         steps: prunings.
         tune_steps: optimiser steps after each.
         round_to: widths become multiples of it.
@@ -163,6 +167,8 @@ class Pruning(_Section):
     ratio: float | None = Field(None, ge=0, lt=1)
     target: str | None = None
     value: float | None = Field(None, gt=0)
+    by: Literal['weights', 'measured'] = 'weights'
+    crops: int = Field(24, ge=2)
     steps: int = Field(5, ge=1)
     tune_steps: int = Field(1000, ge=1)
     round_to: int = Field(8, ge=1)
@@ -179,6 +185,8 @@ class Pruning(_Section):
                 raise ValueError(f'target is one of {", ".join(TARGETS)}, got {self.target!r}')
             if self.value is None:
                 raise ValueError(f'target {self.target!r} needs a value')
+            if self.by == 'measured' and self.target != 'macs':
+                raise ValueError(f'what is measured counts macs, not {self.target}')
         return self
 
 

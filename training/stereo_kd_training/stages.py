@@ -50,6 +50,7 @@ from stereo_kd_training.distill import (
     Objective,
     StoredTeacher,
 )
+from stereo_kd_training.measured_pruning import prune_on_pairs
 from stereo_kd_training.networks import StereoNetwork, create
 from stereo_kd_training.networks.checkpoint import load_checkpoint
 from stereo_kd_training.networks.shipped import load_shipped
@@ -297,11 +298,7 @@ class RecipeRun:
             start = here / 'start.pt'
             share = ratio * (step + 1) / section.steps
             if not start.is_file() and self.state.is_main_process:
-                network = load_network(source)
-                prune.prune_to_ratio(
-                    network, share, round_to=section.round_to, keep=tuple(section.keep)
-                )
-                prune.save_network(network, start)
+                prune.save_network(self._pruned(load_network(source), share), start)
             self.state.wait_for_everyone()
             network = load_network(start)
             facts = self._train(
@@ -314,6 +311,42 @@ class RecipeRun:
             'steps': steps,
             'checkpoint': str(source.relative_to(self.folder)),
         }
+
+    def _pruned(self, network: StereoNetwork, ratio: float) -> StereoNetwork:
+        """The network with `ratio` of the channels, or operations, of the distilled one gone."""
+        section = self.recipe.prune
+        if section.by == 'weights':
+            prune.prune_to_ratio(
+                network, ratio, round_to=section.round_to, keep=tuple(section.keep)
+            )
+            return network
+        wanted = (1 - ratio) * prune.count_macs(self._distilled(), *section.size)
+        training = self.recipe.distill.training
+        removals = prune_on_pairs(
+            network,
+            self.train_pairs,
+            crops=section.crops,
+            crop=(training.crop_height, training.crop_width),
+            seed=self.recipe.seed,
+            block=section.round_to,
+            keep=tuple(section.keep),
+            size=section.size,
+            progress=lambda tried, groups: self.progress('trials', tried, groups, ''),
+        )
+        macs = prune.count_macs(network, *section.size)
+        while macs > wanted:
+            removal = next(removals, None)
+            if removal is None:
+                raise prune.PruneError(
+                    f'{macs / 1e9:.3f} GMAC are left and no group has two blocks of '
+                    f'{section.round_to} channels; prune less, or in smaller blocks (round_to)'
+                )
+            network, macs = removal.network, removal.macs
+        return network
+
+    def _distilled(self) -> StereoNetwork:
+        done = json.loads((self.folder / 'distill' / 'done.json').read_text())
+        return load_network(self.folder / done['checkpoint'])
 
     def _tune(self) -> dict[str, Any]:
         network = load_network(list(self.networks().values())[-1])
@@ -433,6 +466,13 @@ class RecipeRun:
         path = self.folder / 'prune' / 'ratio.json'
         if section.ratio is not None:
             return section.ratio
+        if section.by == 'measured':
+            before = prune.count_macs(load_network(checkpoint), *section.size)
+            if section.value >= before:
+                raise prune.PruneError(
+                    f'the network has {before:.3g} macs already; `value` is to be less than that'
+                )
+            return 1 - section.value / before
         if not path.is_file() and self.state.is_main_process:
             height, width = section.size
             self.progress('prune', 0, 1, f'looking for {section.target} of {section.value}')
