@@ -316,3 +316,18 @@ def test_widths_of_another_network_are_refused():
         apply_widths(network, {'head': [3, 4, 1]})
     with pytest.raises(networks.NetworkError, match='do not describe'):
         apply_widths(network, {'encoder.stem.0': [3]})
+
+
+@pytest.mark.timeout(120)
+def test_a_refinement_asked_several_times_is_followed_once():
+    """Followed through each pass, groups take for ever to be found where answers move."""
+    options = {'max_disparity_px': 64, 'refined': [8, 16, 1, 8], 'refined_moves': True}
+    once, thrice = (
+        networks.create('kestrel', **options, refined_passes=passes) for passes in (1, 3)
+    )
+    assert list(prune.build_graph(thrice).groups) == list(prune.build_graph(once).groups)
+    assert thrice.refined_passes == 3
+    prune.prune_to_ratio(thrice, 0.5)
+    with torch.no_grad():
+        disparity, _ = ContractModel(thrice.eval())(*pair_of(67, 131))
+    assert disparity.shape == (1, 67, 131) and torch.isfinite(disparity).all()

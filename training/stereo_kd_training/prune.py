@@ -114,7 +114,7 @@ def build_graph(network: StereoNetwork, keep: tuple[str, ...] = ()) -> StereoGra
     """
     device = next(network.parameters()).device
     pair = [torch.rand(1, 3, *trace_size(network), device=device) for _ in range(2)]
-    with channel_trace() as dry, torch.enable_grad():
+    with network.traced_once(), channel_trace() as dry, torch.enable_grad():
         _run_all_heads(network, pair)
     model = _Traced(network, dry.entered).to(device)
     fixed_nodes: set[Any] = set()
@@ -132,7 +132,7 @@ def build_graph(network: StereoNetwork, keep: tuple[str, ...] = ()) -> StereoGra
     for parameter in needs_gradient:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with network.traced_once(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             graph = tp.DependencyGraph().build_dependency(
                 model, example_inputs=pair, forward_fn=forward, verbose=False

@@ -202,6 +202,14 @@ class StereoNetwork(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
         raise NotImplementedError
 
+    @contextmanager
+    def traced_once(self) -> Iterator[None]:
+        """What `forward` repeats with the same layers is done once within.
+
+        Channels are the same each time, and to follow them through all repetitions takes for ever.
+        """
+        yield
+
     def temper(self, temperature: float) -> None:
         """Divide every logit by `temperature`: above 1 the distribution of disparities is softer.
 

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -834,6 +835,14 @@ class Kestrel(StereoNetwork):
         return result
 
     @torch.no_grad()
+    @contextmanager
+    def traced_once(self) -> Iterator[None]:
+        passes, self.refined_passes = self.refined_passes, 1
+        try:
+            yield
+        finally:
+            self.refined_passes = passes
+
     def temper(self, temperature: float) -> None:
         """See `StereoNetwork.temper`; both summands of the logits are divided in place.
 
