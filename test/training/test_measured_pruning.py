@@ -16,6 +16,7 @@ pytest.importorskip('torch_pruning', reason='the training extra is not installed
 
 from typer.testing import CliRunner  # noqa: E402
 
+from stereo_kd_ros.model import read_manifest  # noqa: E402
 from stereo_kd_training import networks  # noqa: E402
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.measured_pruning import (  # noqa: E402
@@ -215,6 +216,15 @@ def test_the_command_writes_a_checkpoint_a_log_and_a_chart(tmp_path):
     assert count_macs(load_network(out)) == rows[-1]['macs']
     assert rows[-1]['group'] in result.output.replace('\n', '')
     assert '<svg' in chart.read_text()
+
+    whole, less = tmp_path / 'whole.onnx', tmp_path / 'less.onnx'
+    assert run(app, ['export', str(tmp_path / 'trained.pt'), '-o', str(whole)]).exit_code == 0
+    for source, pruned in ((out, True), (tmp_path / 'trained.pt', False)):
+        told = run(app, ['export', str(source), '-o', str(less), '--after', str(whole)])
+        assert told.exit_code == 0, told.output
+        manifest = read_manifest(less)
+        entry = {'parameters': manifest.parameters, 'macs_640x480': manifest.macs_640x480}
+        assert manifest.pruning == ([entry] if pruned else [])
 
     wrong = run(app, [*words, '-o', str(tmp_path / 'smaller.onnx')])
     assert wrong.exit_code != 0 and 'name it .pt' in wrong.output.replace('\n', ' ')

@@ -198,6 +198,7 @@ def export(
         training_sources,
     )
     from stereo_kd_training.networks.kestrel import with_cells
+    from stereo_kd_training.prune import pruned_since
     from stereo_kd_training.train import TrainingError, load_network, read_checkpoint
 
     size = None
@@ -244,7 +245,14 @@ def export(
     if after is not None:
         training_data += earlier_sources(after, training_data)
         earlier = read_manifest(after)
-        history = {'teacher': teacher or earlier.teacher, 'pruning': earlier.pruning}
+        history = {'teacher': teacher or earlier.teacher, 'pruning': list(earlier.pruning)}
+        if pruned_since(network, earlier.configuration):
+            history['pruning'].append(
+                {
+                    'parameters': network.parameter_count(),
+                    'macs_640x480': complexity(network).macs,
+                }
+            )
     training = dict(state.get('training') or {})
     if training.get('initial_weights'):
         # Which file, not where it lay on this machine.

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.complexity import complexity
-from stereo_kd_training.networks import StereoNetwork, StereoOutput, create
+from stereo_kd_training.networks import StereoNetwork, StereoOutput, build, create
 from stereo_kd_training.networks.base import ChannelTrace, channel_trace
 from stereo_kd_training.networks.channels import changed_widths, channel_widths
 
@@ -277,6 +277,12 @@ def unpruned(network: StereoNetwork) -> StereoNetwork:
             'so that the pruned network can be rebuilt'
         )
     return create(configuration['name'], **configuration['options'])
+
+
+def pruned_since(network: StereoNetwork, configuration: dict[str, Any]) -> bool:
+    """Whether a layer takes in fewer channels than the same layer of a configuration did."""
+    now, then = channel_widths(network), channel_widths(build(configuration))
+    return any(now[name][0] < width[0] for name, width in then.items() if name in now)
 
 
 def _prune_groups(

@@ -834,7 +834,6 @@ class Kestrel(StereoNetwork):
             set_width('refinement.enter.0', 0, compared + context + _OF_THE_ANSWER)
         return result
 
-    @torch.no_grad()
     @contextmanager
     def traced_once(self) -> Iterator[None]:
         passes, self.refined_passes = self.refined_passes, 1
@@ -843,6 +842,7 @@ class Kestrel(StereoNetwork):
         finally:
             self.refined_passes = passes
 
+    @torch.no_grad()
     def temper(self, temperature: float) -> None:
         """See `StereoNetwork.temper`; both summands of the logits are divided in place.
 
