@@ -22,6 +22,7 @@ import numpy as np
 import typer
 
 from stereo_kd_ros.disparity_io import read_pfm, write_pfm
+from stereo_kd_training.adapt.settings import write_json
 from stereo_kd_training.adapt.teachers import open_teacher
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.datasets.base import DatasetError, PairFiles, StereoDataset, not_found
@@ -134,10 +135,7 @@ def _claim(out: Path, about: dict[str, object]) -> None:
                 f'of this teacher and tolerance; name another folder'
             )
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix('.partial')
-        partial.write_text(json.dumps(about, indent=1) + '\n')
-        os.replace(partial, path)
+        write_json(path, about)
 
 
 def label_command(

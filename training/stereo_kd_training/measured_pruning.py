@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from stereo_kd_training.networks import StereoNetwork
@@ -115,6 +116,7 @@ def channel_importance(
     network: StereoNetwork,
     batches: Sequence[Batch],
     weights: LossWeights | None = None,
+    only: tuple[str, ...] = (),
     keep: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """How much the loss changes, to first order, when a channel is gone.
@@ -126,13 +128,17 @@ def channel_importance(
         network: trained; left in eval mode, without gradients.
         batches: to learn from.
         weights: of the loss; without, the defaults and what a refinement learns by.
+        only: beginnings of the names of the groups that are asked about; all without.
         keep: see `prune.build_graph`.
 
     Returns:
         by root layer, (channels,) each.
+
+    Raises:
+        PruneError: the network cannot be traced, or no such group.
     """
     members = {
-        root: _members(network, group) for root, group in build_graph(network, keep).groups.items()
+        root: _members(network, group) for root, group in _groups(network, only, keep).items()
     }
     needed = {p: p.requires_grad for p in network.parameters()}
     squares: dict[str, Tensor] = {}
@@ -161,7 +167,20 @@ def _normalized(network: StereoNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
     return network.normalize(batch.left.float()), network.normalize(batch.right.float())
 
 
-def _members(network: StereoNetwork, group) -> list[Callable[[], Tensor]]:
+def _groups(
+    network: StereoNetwork, only: tuple[str, ...], keep: tuple[str, ...]
+) -> dict[str, tp.dependency.Group]:
+    groups = build_graph(network, keep).groups
+    chosen = {root: group for root, group in groups.items() if not only or root.startswith(only)}
+    if not chosen:
+        raise PruneError(
+            f'no group of channels begins with {" or ".join(only) or "anything"}; there are '
+            f'{", ".join(sorted(groups)) or "none"}'
+        )
+    return chosen
+
+
+def _members(network: StereoNetwork, group: tp.dependency.Group) -> list[Callable[[], Tensor]]:
     """For each layer that speaks for a group: what its gradient says of every channel."""
     known = set(network.modules())
     channels = len(group[0].idxs)
@@ -180,7 +199,7 @@ def _members(network: StereoNetwork, group) -> list[Callable[[], Tensor]]:
     return makers if hidden or not readers else readers
 
 
-def _told_by(layer: nn.Module, item, channels: int, axis: int) -> Callable[[], Tensor]:
+def _told_by(layer: nn.Module, item: Any, channels: int, axis: int) -> Callable[[], Tensor]:
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         axis = 1 - axis
     mine, theirs = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
@@ -232,11 +251,9 @@ def prune_measured(
     frozen = find_unprunable(network, keep)
     groups = {
         root: len(group[0].idxs)
-        for root, group in build_graph(network, keep).groups.items()
-        if root not in frozen and (not only or root.startswith(only))
+        for root, group in _groups(network, only, keep).items()
+        if root not in frozen
     }
-    if not groups:
-        raise PruneError(f'no group of channels begins with {" or ".join(only) or "anything"}')
     unlike = [root for root, width in groups.items() if len(left.get(root, [])) != width]
     if unlike:
         raise PruneError(
@@ -255,10 +272,8 @@ def prune_measured(
         order = sorted(left[root], key=lambda channel: float(importance[root][channel]))
         gone = set(order[:count])
         smaller = copy.deepcopy(network)
-        group = build_graph(smaller, keep).groups[root]
-        handle = group[0].dep
         places = [place for place, channel in enumerate(left[root]) if channel in gone]
-        group._DG.get_pruning_group(handle.target.module, handle.handler, places).prune()
+        build_graph(smaller, keep).groups[root].prune(places)
         saved = macs - count_macs(smaller, *size)
         if saved < LEAST_SHARE * first_macs:
             return None
@@ -334,8 +349,8 @@ def prune_on_pairs(
     )
     count = math.ceil(crops / _CROPS_PER_BATCH)
     batches = [make_batch(pairs, config, step) for step in range(2 * count)]
-    keep = options.get('keep', ())
-    importance = channel_importance(network, batches[:count], keep=keep)
+    of = {name: options[name] for name in ('only', 'keep') if name in options}
+    importance = channel_importance(network, batches[:count], **of)
     judge = relative_error(batches[count:])
     yield from prune_measured(network, judge, importance, progress=progress, **options)
 

@@ -280,9 +280,15 @@ def unpruned(network: StereoNetwork) -> StereoNetwork:
 
 
 def pruned_since(network: StereoNetwork, configuration: dict[str, Any]) -> bool:
-    """Whether a layer takes in fewer channels than the same layer of a configuration did."""
-    now, then = channel_widths(network), channel_widths(build(configuration))
-    return any(now[name][0] < width[0] for name, width in then.items() if name in now)
+    """Whether a layer lacks more channels than the same layer of a configuration."""
+    now, then = _lacking(network), _lacking(build(configuration))
+    return any(now[name] > count for name, count in then.items() if name in now)
+
+
+def _lacking(network: StereoNetwork) -> dict[str, int]:
+    """Of each layer, how many of the channels that it was made to take in are gone."""
+    whole = channel_widths(unpruned(network))
+    return {name: whole[name][0] - width[0] for name, width in channel_widths(network).items()}
 
 
 def _prune_groups(

@@ -8,7 +8,6 @@ What comes out is a checkpoint to train on from (`initial_weights`), or to expor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 
 from stereo_kd_ros.benchmark import check_plot
 from stereo_kd_ros.commands.console import image_size
+from stereo_kd_training.adapt.settings import write_json
 from stereo_kd_training.bars import console, stage_bars
 from stereo_kd_training.threads import Threads, use_threads
 
@@ -86,7 +86,7 @@ def prune_command(
                     'channels': removal.channels,
                 }
             )
-            _write_log(out, rows)
+            write_json(out.with_suffix('.json'), rows)
             done = min(saved, round(100 * (1 - removal.share)))
             report('% of the operations', done, saved, f'error {percent(removal.error)}')
             if removal.share <= share:
@@ -113,12 +113,6 @@ def prune_command(
 def percent(error: float) -> str:
     """Two errors' mean ratio, from the sum of their logarithms, as a change in per cent."""
     return f'{100 * math.expm1(error / 2):+.1f} %'
-
-
-def _write_log(out: Path, rows: Sequence[dict]) -> None:
-    partial = out.with_suffix('.json.partial')
-    partial.write_text(json.dumps(rows, indent=1) + '\n')
-    partial.replace(out.with_suffix('.json'))
 
 
 def plot_frontier(rows: Sequence[dict], path: Path) -> None:

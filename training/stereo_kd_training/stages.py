@@ -288,9 +288,7 @@ class RecipeRun:
     def _prune(self) -> dict[str, Any]:
         section = self.recipe.prune
         folder = self.folder / 'prune'
-        source = (
-            self.folder / json.loads((self.folder / 'distill/done.json').read_text())['checkpoint']
-        )
+        source = self.networks()['distill']
         ratio = self._pruning_ratio(source)
         steps = []
         for step in range(section.steps):
@@ -320,7 +318,9 @@ class RecipeRun:
                 network, ratio, round_to=section.round_to, keep=tuple(section.keep)
             )
             return network
-        wanted = (1 - ratio) * prune.count_macs(self._distilled(), *section.size)
+        wanted = (1 - ratio) * prune.count_macs(
+            load_network(self.networks()['distill']), *section.size
+        )
         training = self.recipe.distill.training
         removals = prune_on_pairs(
             network,
@@ -343,10 +343,6 @@ class RecipeRun:
                 )
             network, macs = removal.network, removal.macs
         return network
-
-    def _distilled(self) -> StereoNetwork:
-        done = json.loads((self.folder / 'distill' / 'done.json').read_text())
-        return load_network(self.folder / done['checkpoint'])
 
     def _tune(self) -> dict[str, Any]:
         network = load_network(list(self.networks().values())[-1])
