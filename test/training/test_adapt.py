@@ -93,6 +93,7 @@ def test_killed_in_every_stage_it_ends_as_if_it_had_not_been(assets: Path, tmp_p
         ('label', 3),
         ('render', 1),
         ('distil', 2),
+        ('trials', 1),
         ('prune', 1),
         ('gate', 1),
     ]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.measured_pruning import (  # noqa: E402
     channel_importance,
     prune_measured,
+    prune_until,
     relative_error,
 )
 from stereo_kd_training.networks.base import StereoOutput  # noqa: E402
@@ -168,6 +170,31 @@ def test_the_judge_says_the_ratio_of_errors(worse, expected):
     assert judge(Says(0.25 * worse)) - judge(Says(0.25)) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_pair_without_truth_has_no_say():
+    both, network = batches(1)[0], kestrel()
+    both.disparity[1] = torch.nan
+    one = dataclasses.replace(
+        both, left=both.left[:1], right=both.right[:1], disparity=both.disparity[:1]
+    )
+    assert relative_error([both])(network) == pytest.approx(relative_error([one])(network))
+
+
+def test_what_is_enough_is_the_first_that_is():
+    network = kestrel()
+    judge, few = relative_error(batches(1, seed=3)), ('encoder.eighth',)
+    importance = channel_importance(network, batches(1), only=few)
+
+    def removals():
+        return prune_measured(network, judge, importance, only=few, size=SIZE)
+
+    assert prune_until(network, removals(), lambda _: True) is network
+    macs = count_macs(network)
+    found = prune_until(network, removals(), lambda smaller: count_macs(smaller) < 0.98 * macs)
+    assert 0.9 * macs < count_macs(found) < 0.98 * macs
+    with pytest.raises(PruneError, match=r'\d\.\d+ GMAC are left .* smaller blocks'):
+        prune_until(network, removals(), lambda _: False)
+
+
 def test_bad_input_says_what_is_wrong():
     network = kestrel()
     importance = channel_importance(network, batches(1))
@@ -179,8 +206,8 @@ def test_bad_input_says_what_is_wrong():
         importance[STEM] = importance[STEM][:4]
         next(prune_measured(network, lambda _: 0.0, importance, size=SIZE))
     unknown = batches(1)[0]
-    unknown.disparity[1] = torch.nan
-    with pytest.raises(PruneError, match='no known disparity'):
+    unknown.disparity[:] = torch.nan
+    with pytest.raises(PruneError, match='known disparity'):
         relative_error([unknown])
 
 

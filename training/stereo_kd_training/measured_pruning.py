@@ -89,13 +89,13 @@ def relative_error(batches: Sequence[Batch]) -> Judge:
     """A judge whose difference between two networks is a ratio of their errors.
 
     0.02 more is, say, 1 % more error below 8 px and 1 % more below 1 px, on the average pair.
+    Pairs without any known disparity, as a crop of a sky, have no say.
 
     Raises:
-        PruneError: a pair has no known disparity.
+        PruneError: no pair has a known disparity.
     """
-    for batch in batches:
-        if not torch.isfinite(batch.disparity).flatten(1).any(1).all():
-            raise PruneError('a pair to judge by has no known disparity')
+    if not any(torch.isfinite(batch.disparity).any() for batch in batches):
+        raise PruneError('no pair to judge by has a known disparity')
 
     @torch.no_grad()
     def judge(network: StereoNetwork) -> float:
@@ -105,6 +105,8 @@ def relative_error(batches: Sequence[Batch]) -> Judge:
             disparity = network(*_normalized(network, batch)).disparity
             for answer, truth in zip(disparity, batch.disparity, strict=True):
                 known = torch.isfinite(truth)
+                if not known.any():
+                    continue
                 error = (answer[known] - truth[known]).abs()
                 logs += [error.clamp(max=px).mean().clamp(min=1e-6).log() for px in _LIMITS_PX]
         return float(torch.stack(logs).sum()) / (len(logs) / len(_LIMITS_PX))
@@ -353,6 +355,25 @@ def prune_on_pairs(
     importance = channel_importance(network, batches[:count], **of)
     judge = relative_error(batches[count:])
     yield from prune_measured(network, judge, importance, progress=progress, **options)
+
+
+def prune_until(
+    network: StereoNetwork, removals: Iterator[Removal], enough: Callable[[StereoNetwork], bool]
+) -> StereoNetwork:
+    """The first network that is enough: `network` itself or one with channels removed.
+
+    Raises:
+        PruneError: none is.
+    """
+    while not enough(network):
+        removal = next(removals, None)
+        if removal is None:
+            raise PruneError(
+                f'{count_macs(network) / 1e9:.3f} GMAC are left at 640x480 and no group has two '
+                'blocks of channels that are worth it; prune less, or in smaller blocks (round_to)'
+            )
+        network = removal.network
+    return network
 
 
 @dataclass(frozen=True)

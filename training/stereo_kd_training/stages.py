@@ -50,7 +50,7 @@ from stereo_kd_training.distill import (
     Objective,
     StoredTeacher,
 )
-from stereo_kd_training.measured_pruning import prune_on_pairs
+from stereo_kd_training.measured_pruning import prune_on_pairs, prune_until
 from stereo_kd_training.networks import StereoNetwork, create
 from stereo_kd_training.networks.checkpoint import load_checkpoint
 from stereo_kd_training.networks.shipped import load_shipped
@@ -333,16 +333,9 @@ class RecipeRun:
             size=section.size,
             progress=lambda tried, groups: self.progress('trials', tried, groups, ''),
         )
-        macs = prune.count_macs(network, *section.size)
-        while macs > wanted:
-            removal = next(removals, None)
-            if removal is None:
-                raise prune.PruneError(
-                    f'{macs / 1e9:.3f} GMAC are left and no group has two blocks of '
-                    f'{section.round_to} channels; prune less, or in smaller blocks (round_to)'
-                )
-            network, macs = removal.network, removal.macs
-        return network
+        return prune_until(
+            network, removals, lambda found: prune.count_macs(found, *section.size) <= wanted
+        )
 
     def _tune(self) -> dict[str, Any]:
         network = load_network(list(self.networks().values())[-1])

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prune the adapted student until it is as fast as it must be, with training in between.
 
-ratio.json          share of channels that must go, measured once; 0 when it is fast enough
+What goes is chosen on crops of what it learns from, each removal measured (`measured_pruning`).
+
+ratio.json          share of the operations that must go, measured once; 0 when it is fast enough
 step_K/start.pt     pruned, before it is trained
 step_K/             a training run, see `train`
 """
@@ -10,13 +12,18 @@ step_K/             a training run, see `train`
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_training import prune as pruning
-from stereo_kd_training.adapt.distil import train_stage
-from stereo_kd_training.adapt.look import MOST_PRUNED
+from stereo_kd_training.adapt.distil import train_stage, training_pairs
+from stereo_kd_training.adapt.look import crop_size
 from stereo_kd_training.adapt.settings import RunFolder, write_json
+from stereo_kd_training.measured_pruning import Removal, prune_on_pairs, prune_until
+from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.train import load_network
 
 # The tuning takes this share of the distillation's steps, all prunings together, at so many times
@@ -24,6 +31,8 @@ from stereo_kd_training.train import load_network
 TUNING_SHARE, RATE_SHARE = 0.5, 1.5
 # A measurement that is met by a hair is missed the next time.
 HEADROOM = 0.95
+# Between two measurements of the time go this share of the operations, or more.
+CLOCKED_SHARE = 0.02
 
 
 def prune(run: RunFolder) -> dict[str, Any]:
@@ -39,17 +48,18 @@ def prune(run: RunFolder) -> dict[str, Any]:
     if ratio == 0.0:
         run.say('prune', 'nothing to prune: the student is fast enough')
         return {'ratio': 0.0, 'steps': [], 'checkpoint': run.facts('distil')['checkpoint']}
-    run.say('prune', f'{ratio:.0%} of the channels go, in {settings.prune_steps} steps')
+    run.say('prune', f'{ratio:.0%} of the operations go, in {settings.prune_steps} steps')
     each = max(1, round(TUNING_SHARE * run.facts('distil')['steps'] / settings.prune_steps))
+    whole = _macs(run, load_network(source))
     steps = []
     for step in range(settings.prune_steps):
         here = folder / f'step_{step}'
         start = here / 'start.pt'
         share = ratio * (step + 1) / settings.prune_steps
         if run.is_main and not start.is_file():
-            network = load_network(source)
-            pruning.prune_to_ratio(network, share, round_to=settings.round_to)
-            pruning.save_network(network, start)
+            last = step == settings.prune_steps - 1
+            wanted = (1 - share) * whole
+            pruning.save_network(_pruned(run, load_network(source), wanted, last), start)
         run.wait_for(start)
         network = load_network(start)
         facts = train_stage(
@@ -68,24 +78,71 @@ def prune(run: RunFolder) -> dict[str, Any]:
 
 
 def _ratio(run: RunFolder, path: Path, source: Path) -> float:
-    """The share of channels that must go, measured on this machine, once per run."""
+    """The share of operations that must go, found by this machine's clock, once per run."""
     if run.is_main and not path.is_file():
-        settings, look = run.settings, run.facts('look')
-        ratio = 0.0
-        if settings.latency_ms is not None and look['student_ms'] > settings.latency_ms:
-            camera = look['camera']
-            run.progress('prune', 0, 1, f'looking for {settings.latency_ms:g} ms')
-            ratio = pruning.find_ratio(
-                load_network(source),
-                'latency_ms',
-                HEADROOM * settings.latency_ms / look['latency_scale'],
-                round_to=settings.round_to,
-                largest=MOST_PRUNED,
-                tolerance=0.03,
-                measure=lambda candidate: pruning.measure_latency_ms(
-                    candidate, camera['height'], camera['width'], settings.latency_threads
-                ),
-            )
+        settings, ratio = run.settings, 0.0
+        if (
+            settings.latency_ms is not None
+            and run.facts('look')['student_ms'] > settings.latency_ms
+        ):
+            network = load_network(source)
+            found = prune_until(network, _removals(run, network), _clock(run))
+            ratio = 1 - _macs(run, found) / _macs(run, network)
         write_json(path, {'ratio': ratio, 'latency_ms': settings.latency_ms})
     run.wait_for(path)
     return float(json.loads(path.read_text())['ratio'])
+
+
+def _pruned(run: RunFolder, network: StereoNetwork, macs: float, timed: bool) -> StereoNetwork:
+    """With so many operations left, or as many fewer as the time takes where that is `timed`."""
+    fast = _clock(run) if timed else lambda _: True
+    return prune_until(
+        network,
+        _removals(run, network),
+        lambda found: _macs(run, found) <= macs and fast(found),
+    )
+
+
+def _removals(run: RunFolder, network: StereoNetwork) -> Iterator[Removal]:
+    """Of ever more channels, those first that are missed least where the student learns."""
+    settings, camera = run.settings, run.facts('look')['camera']
+    for removal in prune_on_pairs(
+        network,
+        training_pairs(run),
+        crops=settings.prune_crops,
+        crop=crop_size(StereoCamera(**camera), settings, network.strides),
+        seed=settings.seed,
+        block=settings.round_to,
+        size=(camera['height'], camera['width']),
+        progress=lambda tried, groups: run.progress('trials', tried, groups, ''),
+    ):
+        run.progress('trials', 1, 1, f'{removal.share:.0%} of the operations are left')
+        yield removal
+
+
+def _macs(run: RunFolder, network: StereoNetwork) -> int:
+    camera = run.facts('look')['camera']
+    return pruning.count_macs(network, camera['height'], camera['width'])
+
+
+def _clock(run: RunFolder) -> Callable[[StereoNetwork], bool]:
+    """Whether a network is as fast as was asked for; of ever smaller ones it measures a few."""
+    settings, look = run.settings, run.facts('look')
+    if settings.latency_ms is None:
+        return lambda _: True
+    wanted_ms = HEADROOM * settings.latency_ms / look['latency_scale']
+    camera, most_macs = look['camera'], math.inf
+
+    def fast(network: StereoNetwork) -> bool:
+        nonlocal most_macs
+        macs = _macs(run, network)
+        if macs > most_macs:
+            return False
+        took_ms = pruning.measure_latency_ms(
+            network, camera['height'], camera['width'], settings.latency_threads
+        )
+        run.progress('prune', 0, 1, f'{macs / 1e9:.3f} GMAC: {took_ms:.1f} of {wanted_ms:.1f} ms')
+        most_macs = macs * min(1 - CLOCKED_SHARE, math.sqrt(wanted_ms / took_ms))
+        return took_ms <= wanted_ms
+
+    return fast

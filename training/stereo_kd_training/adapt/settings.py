@@ -55,6 +55,9 @@ class AdaptSettings(BaseModel):
         bag_share: of the crops that come from the bags, the others are procedural.
         reminders: share of those that hold the student's own sure answers where there is no
             label; the others say nothing there.
+        prune_steps: prunings, each followed by training.
+        prune_crops: to judge by which channels are missed least.
+        round_to: channels that go at once; what is left is a multiple of it.
         margin: by which the error against the teacher must fall, as a share; a negative one lets
             it grow, for a student that is pruned to be faster.
         tolerance: by which the error on procedural scenes may grow, as a share.
@@ -93,6 +96,7 @@ class AdaptSettings(BaseModel):
     procedural_height: int = Field(256, ge=64)
     procedural_width: int = Field(512, ge=64)
     prune_steps: int = Field(2, ge=1)
+    prune_crops: int = Field(32, ge=2)
     round_to: int = Field(8, ge=1)
     margin: float = Field(0.1, gt=-1, lt=1)
     tolerance: float = Field(0.05, ge=0)

@@ -222,7 +222,7 @@ class Augmentation(BaseModel):
         if full_height < height or full_width < width:
             raise DatasetError(
                 f'a pair of {full_width}x{full_height} is smaller than the crop '
-                f'{width}x{height}; choose a smaller crop_width, crop_height'
+                f'{width}x{height}; choose a smaller one (crop_width and crop_height, or --crop)'
             )
         scale_y = scale_x = 1.0
         if rng.random() < self.scale_probability:
