@@ -125,7 +125,9 @@ def plan(settings: AdaptSettings, progress: Progress | None = None) -> list[str]
         'prune': tuned * facts['step_seconds'],
     }
     disk_mb = (looked * pixels * _PAIR_BYTES + rendered * scene * _POOL_BYTES) / 1e6
-    pruning = f'{tuned} steps, about {duration(seconds["prune"])}' if slower else 'nothing'
+    pruning = 'nothing'
+    if slower:
+        pruning = f'minutes of trials, then {tuned} steps, about {duration(seconds["prune"])}'
     told += [
         f'select   {total} pairs in the bags: up to {learnt} to learn from, '
         f'{round(total * settings.held_out)} held out (fewer where they are blurred or alike)',
