@@ -57,9 +57,7 @@ def prune(run: RunFolder) -> dict[str, Any]:
         start = here / 'start.pt'
         share = ratio * (step + 1) / settings.prune_steps
         if run.is_main and not start.is_file():
-            last = step == settings.prune_steps - 1
-            wanted = (1 - share) * whole
-            pruning.save_network(_pruned(run, load_network(source), wanted, last), start)
+            pruning.save_network(_pruned(run, load_network(source), (1 - share) * whole), start)
         run.wait_for(start)
         network = load_network(start)
         facts = train_stage(
@@ -93,14 +91,9 @@ def _ratio(run: RunFolder, path: Path, source: Path) -> float:
     return float(json.loads(path.read_text())['ratio'])
 
 
-def _pruned(run: RunFolder, network: StereoNetwork, macs: float, timed: bool) -> StereoNetwork:
-    """With so many operations left, or as many fewer as the time takes where that is `timed`."""
-    fast = _clock(run) if timed else lambda _: True
-    return prune_until(
-        network,
-        _removals(run, network),
-        lambda found: _macs(run, found) <= macs and fast(found),
-    )
+def _pruned(run: RunFolder, network: StereoNetwork, macs: float) -> StereoNetwork:
+    """With so many operations left, or fewer."""
+    return prune_until(network, _removals(run, network), lambda found: _macs(run, found) <= macs)
 
 
 def _removals(run: RunFolder, network: StereoNetwork) -> Iterator[Removal]:
@@ -128,8 +121,6 @@ def _macs(run: RunFolder, network: StereoNetwork) -> int:
 def _clock(run: RunFolder) -> Callable[[StereoNetwork], bool]:
     """Whether a network is as fast as was asked for; of ever smaller ones it measures a few."""
     settings, look = run.settings, run.facts('look')
-    if settings.latency_ms is None:
-        return lambda _: True
     wanted_ms = HEADROOM * settings.latency_ms / look['latency_scale']
     camera, most_macs = look['camera'], math.inf
 
