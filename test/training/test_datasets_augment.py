@@ -290,6 +290,7 @@ def test_right_view_of_isolated_points() -> None:
 
 
 LOOKS = {
+    'reflection': {'reflection_probability': 1.0},
     'colour': {'colour_probability': 1.0},
     'asymmetric': {'asymmetric_probability': 1.0},
     'noise': {'noise_probability': 1.0},
@@ -307,7 +308,7 @@ def test_what_changes_the_look_leaves_the_truth(name) -> None:
     changed = augmented(pair, chain, (HEIGHT, WIDTH), 0)
     np.testing.assert_array_equal(changed.disparity, pair.disparity)
     assert (changed.right != pair.right).any()
-    both = name in ('colour', 'noise', 'blotch')
+    both = name in ('reflection', 'colour', 'noise', 'blotch')
     assert (changed.left != pair.left).any() == both
     assert changed.left.dtype == changed.right.dtype == np.uint8
     for image, original in zip((pair.left, pair.right, pair.disparity), before):
@@ -400,7 +401,13 @@ def test_whole_chain_of_geometry(plane, seed: int) -> None:
 
 @pytest.mark.parametrize(
     'wrong',
-    [{'occlusion_px': (9, 5)}, {'blotch_px': (0, 5)}, {'max_scale': 0.5}, {'stretch': 1}],
+    [
+        {'occlusion_px': (9, 5)},
+        {'reflection_px': (9, 5)},
+        {'blotch_px': (0, 5)},
+        {'max_scale': 0.5},
+        {'stretch': 1},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

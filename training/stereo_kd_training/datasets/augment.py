@@ -11,8 +11,8 @@ What moves pixels moves the truth with it, by rules that follow from x_right = x
 * mirror: the eyes swap, so the truth becomes the right view's, mirrored.
 
 What only changes how the pictures look (colour, noise, a vertical error of the rectification,
-patches that hide a part of the right view) leaves d. Everything random comes from the
-`numpy.random.Generator` that is passed in.
+patches that hide a part of the right view, things mirrored in a surface) leaves d. Everything
+random comes from the `numpy.random.Generator` that is passed in.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stereo_kd_ros.procedural_textures import blotch
 from stereo_kd_training.datasets.base import DatasetError
+from stereo_kd_training.datasets.reflections import mirrored_surroundings
 
 # Neighbours whose disparities differ by less belong to one surface.
 _SURFACE_STEP_PX = 1.0
@@ -135,6 +136,9 @@ class Augmentation(BaseModel):
             which moves the range of disparities that a network sees.
         mirror_probability: left and right swap, mirrored; not with answers on disk, which
             are of the left view.
+        reflection_probability, reflection_patches, reflection_px: up to so many parts of surfaces,
+            between so many pixels wide and high, mirror a piece of the picture, as paint and glass
+            do; needs a dense truth, and does nothing with scattered points.
         colour_probability: gain, gamma and offset of both views, hardly different in each.
         asymmetric_probability: the right view's colours change once more, on their own.
         noise_probability, noise_sigma: Gaussian, of up to so many grey levels, in each view.
@@ -155,6 +159,9 @@ class Augmentation(BaseModel):
     stretch: float = Field(0.0, ge=0, lt=1)
     right_shift_px: int = Field(0, ge=0)
     mirror_probability: float = Field(0.0, ge=0, le=1)
+    reflection_probability: float = Field(0.0, ge=0, le=1)
+    reflection_patches: int = Field(3, ge=1)
+    reflection_px: tuple[int, int] = (24, 240)
     colour_probability: float = Field(0.8, ge=0, le=1)
     asymmetric_probability: float = Field(0.0, ge=0, le=1)
     noise_probability: float = Field(0.0, ge=0, le=1)
@@ -172,8 +179,10 @@ class Augmentation(BaseModel):
     def _sizes_rise(self) -> Augmentation:
         if not 1 <= self.occlusion_px[0] <= self.occlusion_px[1]:
             raise ValueError(f'occlusion_px is [smallest, largest], got {self.occlusion_px}')
-        if not 0 < self.blotch_px[0] <= self.blotch_px[1]:
-            raise ValueError(f'blotch_px is [smallest, largest], got {self.blotch_px}')
+        for name in ('blotch_px', 'reflection_px'):
+            smallest, largest = getattr(self, name)
+            if not 0 < smallest <= largest:
+                raise ValueError(f'{name} is [smallest, largest], got {(smallest, largest)}')
         return self
 
     def __call__(
@@ -202,8 +211,20 @@ class Augmentation(BaseModel):
         if self.mirror_probability and rng.random() < self.mirror_probability:
             left, right, disparity = mirror(left, right, disparity)
         window = self.window(disparity.shape, height, width, rng, cell)
-        left, right = self.look(window.image(left), window.image(right, right=True), rng)
-        return Crop(left, right, window.disparity(disparity), window)
+        left, right = window.image(left), window.image(right, right=True)
+        truth = window.disparity(disparity)
+        if self.reflection_probability and rng.random() < self.reflection_probability:
+            left, right = mirrored_surroundings(
+                left,
+                right,
+                truth,
+                right_view_disparity(truth),
+                rng,
+                self.reflection_patches,
+                self.reflection_px,
+            )
+        left, right = self.look(left, right, rng)
+        return Crop(left, right, truth, window)
 
     def window(
         self,
