@@ -210,11 +210,15 @@ def test_what_is_computed_in_is_the_machines_matter_unless_it_is_named(tmp_path,
         pytest.skip('the processor is asked where there is no GPU')
     assert TrainingConfig().precision == 'auto'
     pairs = ShiftedTextures()
-    for has_bf16, pays, chosen in ((True, True, 'bf16'), (True, False, 'no'), (False, None, 'no')):
+    for has_bf16, pays, chosen in (
+        (True, True, 'bf16'),
+        (True, False, 'bf16'),  # The same machine in another mood.
+        (False, None, 'no'),
+    ):
         monkeypatch.setattr(precision, 'computes_bf16', lambda has=has_bf16: has)
         monkeypatch.setattr(precision, 'bf16_pays', lambda pays=pays: pays)
         run = config(steps=1, precision='auto', validate_every=9)
-        # The second goes on with what the first began.
+        # Each but the first goes on with what the one before it left.
         trainer = Trainer(run, tmp_path, pairs)
         assert trainer.accelerator.mixed_precision == chosen
         trainer.run()

@@ -6,7 +6,7 @@ Autocast to BF16 halves the time of a step on a GPU, and on a processor whose in
 are quick. One without computes the same in software: a 3x3 convolution with its gradient took 35
 times as long as in single precision with AVX2 alone. One whose instructions are slow gains
 nothing: the same took 1.7 times as long on an Intel Xeon with AVX-512 BF16 and without AMX. So
-`auto` takes the time of a few convolutions in both, once per process.
+`auto` takes the time of a few convolutions in both, once per run and kind of machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -34,12 +35,27 @@ def hardware_has_bf16() -> bool:
     return computes_bf16()
 
 
-def resolved(precision: str) -> str:
+def machine() -> str:
+    """What computes, as far as it decides which precision is the quicker one."""
+    if torch.cuda.is_available():
+        return 'cuda'
+    return f'{vector_unit() or "cpu"}, {"with" if hardware_has_bf16() else "without"} bf16'
+
+
+def resolved(precision: str, before: Mapping[str, str] | None = None) -> str:
     """`precision`, with `auto` as `bf16` where that is the quicker one and else `no`.
 
     What is asked for by name is taken, with a warning where it will be slow.
+
+    Args:
+        precision: as asked for.
+        before: the `precision` that a run which goes on was computed in, and the `machine` that
+            did. On such a machine `auto` is that again: measured once more, beside other work, it
+            might be the other.
     """
     if precision == 'auto':
+        if before and before['machine'] == machine():
+            return before['precision']
         return 'bf16' if hardware_has_bf16() and bf16_pays() else 'no'
     if precision == 'bf16' and not hardware_has_bf16():
         where = 'this GPU' if torch.cuda.is_available() else f'this processor ({vector_unit()})'

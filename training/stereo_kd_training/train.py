@@ -55,7 +55,7 @@ from stereo_kd_training.networks import (
 )
 from stereo_kd_training.networks.contract import ContractModel
 from stereo_kd_training.parallel import share_statistics
-from stereo_kd_training.precision import PATTERN, resolved
+from stereo_kd_training.precision import PATTERN, machine, resolved
 
 
 class TrainingError(RuntimeError):
@@ -426,7 +426,7 @@ class Trainer:
         # fp16 needs CUDA; asking for it elsewhere is a mistake that accelerate reports badly.
         if config.precision == 'fp16' and not cuda:
             raise TrainingError('precision fp16 needs a CUDA device; use auto, bf16 or no')
-        precision = resolved(config.precision)
+        precision = resolved(config.precision, self._computed_before())
         _forget_other_precision(precision)
         self.accelerator = Accelerator(
             mixed_precision=precision,
@@ -469,6 +469,11 @@ class Trainer:
     @property
     def checkpoint_path(self) -> Path:
         return self.run_dir / 'checkpoint.pt'
+
+    def _computed_before(self) -> dict[str, str] | None:
+        if not self.checkpoint_path.exists():
+            return None
+        return read_checkpoint(self.checkpoint_path).get('computed')
 
     def _open_run(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -524,6 +529,10 @@ class Trainer:
                 'best_epe_px': self.best_epe_px,
                 'scaler': scaler.state_dict() if scaler else None,
                 'training': self.config.model_dump(),
+                'computed': {
+                    'precision': self.accelerator.mixed_precision,
+                    'machine': machine(),
+                },
             },
         )
 
