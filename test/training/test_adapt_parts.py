@@ -25,7 +25,10 @@ from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
 from stereo_kd_ros.metrics import DisparityMetrics  # noqa: E402
 from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
+from stereo_kd_training import networks  # noqa: E402
+from stereo_kd_training import prune as pruning  # noqa: E402
 from stereo_kd_training.adapt import blend as blending  # noqa: E402
+from stereo_kd_training.adapt import prune as adapt_prune  # noqa: E402
 from stereo_kd_training.adapt.blend import blend  # noqa: E402
 from stereo_kd_training.adapt.checks import Check, procedural_checks  # noqa: E402
 from stereo_kd_training.adapt.distil import (  # noqa: E402
@@ -51,7 +54,8 @@ from stereo_kd_training.adapt.settings import AdaptError, RunFolder  # noqa: E40
 from stereo_kd_training.adapt.student import Student, find_student  # noqa: E402
 from stereo_kd_training.adapt.teachers import open_teacher  # noqa: E402
 from stereo_kd_training.datasets.procedural import PairPool, generate_pool  # noqa: E402
-from stereo_kd_training.prune import save_network  # noqa: E402
+from stereo_kd_training.measured_pruning import Removal, prune_measured  # noqa: E402
+from stereo_kd_training.prune import count_macs, save_network  # noqa: E402
 from stereo_kd_training.teachers import Prediction  # noqa: E402
 from stereo_kd_training.train import between, keep_statistics, load_network  # noqa: E402
 
@@ -476,3 +480,80 @@ def test_the_drive_of_these_tests_is_what_it_says(tmp_path: Path) -> None:
     with StereoBag(tmp_path / 'drive') as bag:
         assert bag.camera == CAMERA
         assert sum(1 for _ in bag.pairs()) == 3
+
+
+# Pruning
+
+SIZE = (CAMERA.height, CAMERA.width)
+
+
+@pytest.fixture(scope='module')
+def shrinking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Removal]]:
+    """A student, and removals of a tenth of its channels each and of one block at the end."""
+    student = tmp_path_factory.mktemp('shrinking') / 'student.pt'
+    torch.manual_seed(0)
+    save_network(networks.create('kestrel', max_disparity_px=64), student)
+    smaller = []
+    for ratio in (0.1, 0.2, 0.3):
+        smaller.append(load_network(student))
+        pruning.prune_to_ratio(smaller[-1], ratio)
+    group = 'encoder.eighth.1.depthwise.0'
+    channels = len(pruning.build_graph(smaller[-1]).groups[group][0].idxs)
+    importance = {group: torch.arange(float(channels))}
+    last = next(
+        prune_measured(smaller[-1], lambda _network: 0.0, importance, only=(group,), size=SIZE)
+    )
+    networks_left = [*smaller, last.network]
+    return student, [Removal(left, '', 0, count_macs(left, *SIZE), 0, 0) for left in networks_left]
+
+
+@pytest.fixture
+def prunable(shrinking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What makes a run that comes to its pruning, its student, and operations after each removal.
+
+    An operation takes a nanosecond.
+    """
+    student, removals = shrinking
+    macs = [removal.macs for removal in removals]
+    whole = count_macs(load_network(student), *SIZE)
+    monkeypatch.setattr(adapt_prune, '_removals', lambda *_: iter(removals))
+    monkeypatch.setattr(
+        pruning, 'measure_latency_ms', lambda found, *size: count_macs(found, *size[:2]) / 1e6
+    )
+
+    def run(macs: float, name: str = 'run', **changes) -> RunFolder:
+        latency_ms = macs / 1e6 / adapt_prune.HEADROOM
+        made = RunFolder(
+            settings(tmp_path, tmp_path, latency_ms=latency_ms, **changes), tmp_path / name
+        )
+        look = {'camera': dataclasses.asdict(CAMERA), 'latency_scale': 1.0}
+        made.finish('look', {**look, 'student_ms': whole / 1e6})
+        return made
+
+    return run, student, macs, whole
+
+
+def test_the_first_pruning_starts_from_what_was_tried_for_the_latency(prunable) -> None:
+    run, student, macs, whole = prunable
+    asked = run(macs[2], prune_steps=2)
+    folder = asked.stage('prune')
+    ratio = adapt_prune._ratio(asked, folder, student)
+    assert round((1 - ratio) * whole) == macs[2]
+    half = (1 - ratio / 2) * whole
+    started = count_macs(load_network(folder / 'step_0/start.pt'), *SIZE)
+    assert started == next(left for left in macs if left <= half) > macs[2]
+    assert adapt_prune._ratio(asked, folder, student) == ratio, 'asked once'
+    assert count_macs(adapt_prune._pruned(asked, load_network(student), macs[2]), *SIZE) == macs[2]
+
+
+def test_a_latency_that_only_the_last_removal_meets_is_met(prunable) -> None:
+    run, student, macs, whole = prunable
+    assert macs[2] > macs[3] > 0.98 * macs[2], 'the clock would be asked anyway'
+    asked = run(macs[3], prune_steps=1)
+    ratio = adapt_prune._ratio(asked, asked.stage('prune'), student)
+    assert round((1 - ratio) * whole) == macs[3]
+    started = load_network(asked.stage('prune') / 'step_0/start.pt')
+    assert count_macs(started, *SIZE) == macs[3]
+    less = run(0.99 * macs[3], 'less')
+    with pytest.raises(pruning.PruneError, match='no group has two blocks'):
+        adapt_prune._ratio(less, less.stage('prune'), student)

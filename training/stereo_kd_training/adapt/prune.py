@@ -5,7 +5,7 @@
 What goes is chosen on crops of what it learns from, each removal measured (`measured_pruning`).
 
 ratio.json          share of the operations that must go, measured once; 0 when it is fast enough
-step_K/start.pt     pruned, before it is trained
+step_K/start.pt     pruned, before it is trained; the first is found with the ratio
 step_K/             a training run, see `train`
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from stereo_kd_training.adapt.look import crop_size
 from stereo_kd_training.adapt.settings import RunFolder, write_json
 from stereo_kd_training.measured_pruning import Removal, prune_on_pairs, prune_until
 from stereo_kd_training.networks import StereoNetwork
+from stereo_kd_training.prune import PruneError
 from stereo_kd_training.train import load_network
 
 # The tuning takes this share of the distillation's steps, all prunings together, at so many times
@@ -44,7 +45,7 @@ def prune(run: RunFolder) -> dict[str, Any]:
     """
     settings, folder = run.settings, run.stage('prune')
     source = run.folder / run.facts('distil')['checkpoint']
-    ratio = _ratio(run, folder / 'ratio.json', source)
+    ratio = _ratio(run, folder, source)
     if ratio == 0.0:
         run.say('prune', 'nothing to prune: the student is fast enough')
         return {'ratio': 0.0, 'steps': [], 'checkpoint': run.facts('distil')['checkpoint']}
@@ -57,7 +58,8 @@ def prune(run: RunFolder) -> dict[str, Any]:
         start = here / 'start.pt'
         share = ratio * (step + 1) / settings.prune_steps
         if run.is_main and not start.is_file():
-            pruning.save_network(_pruned(run, load_network(source), (1 - share) * whole), start)
+            network = _pruned(run, load_network(source), round((1 - share) * whole))
+            pruning.save_network(network, start)
         run.wait_for(start)
         network = load_network(start)
         facts = train_stage(
@@ -75,8 +77,12 @@ def prune(run: RunFolder) -> dict[str, Any]:
     return {'ratio': ratio, 'steps': steps, 'checkpoint': str(source.relative_to(run.folder))}
 
 
-def _ratio(run: RunFolder, path: Path, source: Path) -> float:
-    """The share of operations that must go, found by this machine's clock, once per run."""
+def _ratio(run: RunFolder, folder: Path, source: Path) -> float:
+    """The share of operations that must go, found by this machine's clock, once per run.
+
+    What the first step starts from is among what is tried for it, and kept.
+    """
+    path = folder / 'ratio.json'
     if run.is_main and not path.is_file():
         settings, ratio = run.settings, 0.0
         if (
@@ -84,11 +90,39 @@ def _ratio(run: RunFolder, path: Path, source: Path) -> float:
             and run.facts('look')['student_ms'] > settings.latency_ms
         ):
             network = load_network(source)
-            found = prune_until(network, _removals(run, network), _clock(run))
-            ratio = 1 - _macs(run, found) / _macs(run, network)
+            removals = _until_fast(run, network)
+            if removals:
+                whole = _macs(run, network)
+                ratio = 1 - removals[-1].macs / whole
+                most = round((1 - ratio / settings.prune_steps) * whole)
+                first = next(removal for removal in removals if removal.macs <= most)
+                pruning.save_network(first.network, folder / 'step_0' / 'start.pt')
         write_json(path, {'ratio': ratio, 'latency_ms': settings.latency_ms})
     run.wait_for(path)
     return float(json.loads(path.read_text())['ratio'])
+
+
+def _until_fast(run: RunFolder, network: StereoNetwork) -> list[Removal]:
+    """Removals up to the one after which the network is as fast as was asked for.
+
+    Raises:
+        PruneError: it is out of reach.
+    """
+    made: list[Removal] = []
+    clock = _Clock(run)
+
+    def kept() -> Iterator[Removal]:
+        for removal in _removals(run, network):
+            made.append(removal)
+            yield removal
+
+    try:
+        prune_until(network, kept(), clock)
+    except PruneError:
+        # The last of them may lie between two measurements.
+        if not made or not clock.is_met_by(made[-1].network, made[-1].macs):
+            raise
+    return made
 
 
 def _pruned(run: RunFolder, network: StereoNetwork, macs: float) -> StereoNetwork:
@@ -118,22 +152,25 @@ def _macs(run: RunFolder, network: StereoNetwork) -> int:
     return pruning.count_macs(network, camera['height'], camera['width'])
 
 
-def _clock(run: RunFolder) -> Callable[[StereoNetwork], bool]:
+class _Clock:
     """Whether a network is as fast as was asked for; of ever smaller ones it measures a few."""
-    settings, look = run.settings, run.facts('look')
-    wanted_ms = HEADROOM * settings.latency_ms / look['latency_scale']
-    camera, most_macs = look['camera'], math.inf
 
-    def fast(network: StereoNetwork) -> bool:
-        nonlocal most_macs
-        macs = _macs(run, network)
-        if macs > most_macs:
-            return False
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._wanted_ms = HEADROOM * run.settings.latency_ms / run.facts('look')['latency_scale']
+        self._most_macs = math.inf
+
+    def __call__(self, network: StereoNetwork) -> bool:
+        macs = _macs(self._run, network)
+        return macs <= self._most_macs and self.is_met_by(network, macs)
+
+    def is_met_by(self, network: StereoNetwork, macs: int) -> bool:
+        """Measured now."""
+        run, wanted_ms = self._run, self._wanted_ms
+        camera = run.facts('look')['camera']
         took_ms = pruning.measure_latency_ms(
-            network, camera['height'], camera['width'], settings.latency_threads
+            network, camera['height'], camera['width'], run.settings.latency_threads
         )
         run.progress('prune', 0, 1, f'{macs / 1e9:.3f} GMAC: {took_ms:.1f} of {wanted_ms:.1f} ms')
-        most_macs = macs * min(1 - CLOCKED_SHARE, math.sqrt(wanted_ms / took_ms))
+        self._most_macs = macs * min(1 - CLOCKED_SHARE, math.sqrt(wanted_ms / took_ms))
         return took_ms <= wanted_ms
-
-    return fast
