@@ -323,7 +323,7 @@ def test_only_the_named_parts_learn(tmp_path):
         Trainer(TrainingConfig(**fields, trained=['refine_ment']), tmp_path / 'no', _Shifted())
 
 
-@pytest.mark.parametrize('cell', [(4, 4), (6, 3)])
+@pytest.mark.parametrize('cell', [(4, 4), (6, 3), (8, 6)])
 @pytest.mark.parametrize(
     ('numbers', 'moves'), [((4, 8, 1), False), ((4, 8, 1, 6), False), ((4, 8, 1, 6), True)]
 )

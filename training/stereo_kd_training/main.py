@@ -161,7 +161,9 @@ def export(
     ] = None,
     cell_height_px: Annotated[
         int | None,
-        typer.Option(min=2, max=6, help='Their height, if not their width: 6 is much faster.'),
+        typer.Option(
+            min=2, max=8, help='Their height, if not their width: 6 or 8 is much faster.'
+        ),
     ] = None,
     refined_by: Annotated[
         Path | None,

@@ -143,23 +143,26 @@ def _places(size: int, made: int) -> list[tuple[int, float]]:
     return [(math.floor(at), at - math.floor(at)) for at in places]
 
 
-def resizing_weights(weight: Tensor, axis: int) -> Tensor:
-    """Of a 3x3 convolution with a stride of 2 behind a resize of three rows to two, for both.
+def resizing_weights(weight: Tensor, axis: int, pixels: int) -> Tensor:
+    """Of a 3x3 convolution with a stride of 2 behind a resize of `pixels` rows to two, for both.
 
-    Two rows of what was resized are three rows of the image, so that one of five rows and a
-    stride of 3 does the work of both: what it reads lies between the same rows everywhere, as far
-    as the first and the last, and neither of the two has anything beyond.
+    Two rows of what was resized are three rows of the image, or four, so that one of five rows, or
+    six, and a stride of as many does the work of both: what it reads lies between the same rows
+    everywhere, as far as the first and the last, and neither of the two has anything beyond.
 
     Args:
         weight: (C, c, ky, kx), along `axis` 3: 2 y - 1 .. 2 y + 1 of what was resized.
         axis: 0 for rows, 1 for columns.
+        pixels: 3 or 4, or 2 where nothing was resized.
 
     Returns:
-        along `axis` 5: 3 y - 2 .. 3 y + 2.
+        along `axis` 5: 3 y - 2 .. 3 y + 2, or 6: 4 y - 2 .. 4 y + 3; or `weight`.
     """
-    places = torch.zeros(5, 3)
+    if pixels == 2:
+        return weight
+    places = torch.zeros(pixels + 2, 3)
     for made in (-1, 0, 1):
-        at = 1.5 * made + 0.25
+        at = (made + 0.5) * pixels / 2 - 0.5
         first = math.floor(at)
         places[first + 2, made + 1] = 1 - (at - first)
         places[first + 3, made + 1] = at - first

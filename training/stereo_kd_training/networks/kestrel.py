@@ -49,10 +49,11 @@ from stereo_kd_training.networks.base import (
 from stereo_kd_training.networks.channels import channel_widths
 from stereo_kd_training.networks.confidence import ConfidenceCalibration
 
-CELLS_PX = (6, 5, 4, 3, 2)
+CELL_WIDTHS_PX = (6, 5, 4, 3, 2)
+CELL_HEIGHTS_PX = (8, *CELL_WIDTHS_PX)
 REFINED_STEPS = 2
-# Side of a cell whose resize the stem of an exported graph does, three pixels to two.
-_RESIZED_BY_STEM = 6
+# Sides of a cell whose resize the stem of an exported graph does: three or four pixels to two.
+_RESIZED_BY_STEM = (6, 8)
 FARTHEST_NEIGHBOUR = 4.0
 # What a refinement knows of the answer itself: what is left of it, its mass, eight neighbours.
 _OF_THE_ANSWER = 10
@@ -185,21 +186,19 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(c4, out_channels, 1)
         self.tall_stem = _Convolution()
 
-    def forward(
-        self, image: Views, resized: tuple[bool, bool] = (False, False)
-    ) -> tuple[Views, Tensor]:
-        """`resized`: three rows, or columns, of the image are two of what the stem sees.
+    def forward(self, image: Views, read: tuple[int, int] = (2, 2)) -> tuple[Views, Tensor]:
+        """`read`: so many rows, and columns, of the image are two of what the stem sees.
 
         Two views that come apart stay so as far as the stem; features are of both at once.
         """
-        if any(resized):
+        if read != (2, 2):
             weight, bias = folded(self.stem[0], self.stem[1])
-            for axis in (axis for axis in (0, 1) if resized[axis]):
-                weight = deployed.resizing_weights(weight, axis)
-            stride, padding = ([3 if r else 2 for r in resized], [2 if r else 1 for r in resized])
+            for axis, pixels in enumerate(read):
+                weight = deployed.resizing_weights(weight, axis, pixels)
+            padding = [1 if pixels == 2 else 2 for pixels in read]
             weight, bias = deployed.constant(weight), deployed.constant(bias)
             stem = _of_each(
-                lambda view: F.relu(self.tall_stem(view, weight, bias, stride, padding)), image
+                lambda view: F.relu(self.tall_stem(view, weight, bias, read, padding)), image
             )
         else:
             stem = _of_each(self.stem, image)
@@ -648,8 +647,8 @@ class Kestrel(StereoNetwork):
         expansion: of the inverted residuals in the aggregation.
         window: radius of the regression window in bins; 0 takes the whole range.
         cell_px: pixels of the images per cell in width and per bin of the volume: 2 to 6.
-        cell_height_px: pixels of the images per cell in height, 2 to 6; as many as in width if
-            not given.
+        cell_height_px: pixels of the images per cell in height, 2 to 6 or 8; as many as in width
+            if not given.
         calibrated: the confidence is a probability, see `networks.confidence`.
         calibrated_range: weight in it of the range of answers round a cell.
         refined: (channels compared, width, blocks) of a `Refinement`, or a fourth number, its
@@ -683,9 +682,12 @@ class Kestrel(StereoNetwork):
         super().__init__()
         # height and width
         self.cell = (cell_px if cell_height_px is None else cell_height_px, cell_px)
-        for option, size in (('cell_px', cell_px), ('cell_height_px', self.cell[0])):
-            if size not in CELLS_PX:
-                raise NetworkError(f'{option} is {size}, expected one of {CELLS_PX}')
+        for option, size, sizes in (
+            ('cell_px', cell_px, CELL_WIDTHS_PX),
+            ('cell_height_px', self.cell[0], CELL_HEIGHTS_PX),
+        ):
+            if size not in sizes:
+                raise NetworkError(f'{option} is {size}, expected one of {sizes}')
         if max_disparity_px % cell_px or max_disparity_px <= 0:
             raise NetworkError(
                 f'max_disparity_px is {max_disparity_px}, expected a positive multiple of '
@@ -740,7 +742,7 @@ class Kestrel(StereoNetwork):
         """
         height, width = self.cell
         pixels, made = _resize_of(width)
-        by_stem = width == _RESIZED_BY_STEM and not deployed.left_out('stem')
+        by_stem = width in _RESIZED_BY_STEM and not deployed.left_out('stem')
         if pixels == made or by_stem:
             return height, width
         return height, math.lcm(width, deployed.COLUMN_GROUPS * pixels)
@@ -748,15 +750,19 @@ class Kestrel(StereoNetwork):
     @property
     def resizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """See `StereoNetwork.resizes`: so that a cell has four pixels each way."""
-        down, across = (_resize_of(size) for size in self.cell)
-        rows, columns = self._resized_by_stem
-        return ((1, 1) if rows else down), ((1, 1) if columns else across)
+        down, across = (
+            (1, 1) if read > 2 else _resize_of(size)
+            for read, size in zip(self._read_by_stem, self.cell)
+        )
+        return down, across
 
     @property
-    def _resized_by_stem(self) -> tuple[bool, bool]:
-        """Whether the stem of the graph that is being traced resizes rows, and columns."""
+    def _read_by_stem(self) -> tuple[int, int]:
+        """Rows, and columns, that the stem of the graph that is being traced reads as two."""
         able = deployed.deployed('stem') and deployed.deployed('input')
-        rows, columns = (able and size == _RESIZED_BY_STEM for size in self.cell)
+        rows, columns = (
+            size // 2 if able and size in _RESIZED_BY_STEM else 2 for size in self.cell
+        )
         return rows, columns
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -806,7 +812,11 @@ class Kestrel(StereoNetwork):
         side = math.isqrt(area)
         if side * side == area:
             return side, side
-        shapes = [(area // w, w) for w in CELLS_PX if area % w == 0 and area // w in CELLS_PX]
+        shapes = [
+            (area // w, w)
+            for w in CELL_WIDTHS_PX
+            if area % w == 0 and area // w in CELL_HEIGHTS_PX
+        ]
         width = self.max_disparity_px / hypotheses
         return min(shapes, key=lambda shape: abs(shape[1] - width), default=self.cell)
 
@@ -868,6 +878,8 @@ class Kestrel(StereoNetwork):
             for axis in (2, 3):
                 if weight.shape[axis] == 5:
                     weight = weight.index_select(axis, torch.tensor([1, 2, 4])) / 0.75
+                if weight.shape[axis] == 6:
+                    weight = weight.index_select(axis, torch.tensor([0, 2, 4])) / 0.5
             found['encoder.stem.0.weight'] = weight
             norm = unfolded(self.encoder.stem[1], bias)
             found.update({f'encoder.stem.1.{k}': v for k, v in norm.items()})
@@ -897,7 +909,7 @@ class Kestrel(StereoNetwork):
                 ),
                 views,
             )
-        stems, features = self.encoder(views, self._resized_by_stem)
+        stems, features = self.encoder(views, self._read_by_stem)
         stem_left, _ = _apart(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')
