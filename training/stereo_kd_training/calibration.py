@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stereo_kd_ros.metrics import sparsification_auc
 from stereo_kd_ros.model import Manifest, read_manifest
+from stereo_kd_training.joined import first_alone
 from stereo_kd_training.networks import NetworkError, StereoNetwork, build
 from stereo_kd_training.networks.confidence import RANGE_WEIGHT, ConfidenceCalibration
 
@@ -251,7 +252,8 @@ def load_trained(path: Path) -> tuple[StereoNetwork, Manifest | None]:
     from stereo_kd_training.train import load_network
 
     if path.suffix == '.onnx':
-        return load_shipped(path), read_manifest(path)
+        with first_alone(path) as alone:
+            return load_shipped(alone), read_manifest(alone)
     return load_network(path), None
 
 

@@ -41,6 +41,7 @@ from stereo_kd_ros.model import (
 )
 from stereo_kd_ros.sessions import quiet_session
 from stereo_kd_training.datasets.procedural import PoolManifest
+from stereo_kd_training.joined import first_alone
 from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.networks.contract import ContractModel
 
@@ -176,7 +177,7 @@ def export_again(
     calibration too.
 
     Args:
-        source: a file of `export_network`.
+        source: a file of `export_network`; of a joined one the first is written.
         path: the .onnx file to write; may be the same.
         fixed_size: as of `export_network`.
         temperature: as of `StereoNetwork.temper`; written into the manifest.
@@ -199,8 +200,9 @@ def export_again(
     from stereo_kd_training.networks.kestrel import with_cells, with_refinement
     from stereo_kd_training.networks.shipped import load_shipped
 
-    network = load_shipped(source)
-    manifest = read_manifest(source)
+    with first_alone(source) as alone:
+        network = load_shipped(alone)
+        manifest = read_manifest(alone)
     other_answers = any(change is not None for change in (cells, mixed_with, refined_by, passes))
     if temperature != 1.0 or other_answers:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}

@@ -19,6 +19,7 @@ from stereo_kd_training.calibrate import calibrate_command
 from stereo_kd_training.curves import curves_command
 from stereo_kd_training.data_ablation import ablate_data_command
 from stereo_kd_training.evaluate import evaluate_command
+from stereo_kd_training.joined import join_command
 from stereo_kd_training.label_folder import label_command
 from stereo_kd_training.prune_file import prune_command
 from stereo_kd_training.quantize import quantize_command
@@ -458,6 +459,7 @@ app.command('adapt')(readable_errors(adapt_command))
 app.command('zoo')(readable_errors(zoo_command))
 app.command('calibrate')(readable_errors(calibrate_command))
 app.command('curves')(readable_errors(curves_command))
+app.command('join')(readable_errors(join_command))
 app.command('label')(readable_errors(label_command))
 app.command('prune')(readable_errors(prune_command))
 app.command('sheet')(readable_errors(sheet_command))

@@ -10,6 +10,7 @@ from typing import Any
 
 from stereo_kd_ros.model import file_sha256, read_manifest, resolve_model
 from stereo_kd_training.export import export_network
+from stereo_kd_training.joined import is_joined, write_first
 from stereo_kd_training.networks import StereoNetwork
 from stereo_kd_training.networks.shipped import load_shipped
 from stereo_kd_training.train import load_network
@@ -43,11 +44,20 @@ class Student:
         return load_network(self.source) if self.is_checkpoint else load_shipped(self.source)
 
     def onnx(self, folder: Path) -> Path:
-        """The file to measure it by; a checkpoint is exported into `folder` once."""
-        if not self.is_checkpoint:
+        """The file to measure it by; a checkpoint is exported into `folder` once.
+
+        Of a joined one the first is measured, for it is what is adapted.
+        """
+        joined = not self.is_checkpoint and is_joined(read_manifest(self.source))
+        if not self.is_checkpoint and not joined:
             return self.source
         path = folder / f'{self.name}.onnx'
-        if not path.is_file():
+        if path.is_file():
+            return path
+        if joined:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_first(self.source, path)
+        else:
             export_network(self.network(), path)
         return path
 

@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from stereo_kd_ros.model import read_manifest
 from stereo_kd_ros.procedural import render_pair
 from stereo_kd_ros.sessions import quiet_session
+from stereo_kd_training.joined import first_alone
 from stereo_kd_training.networks import build
 from stereo_kd_training.networks.base import NetworkError, StereoNetwork
 from stereo_kd_training.networks.contract import ContractModel
@@ -42,7 +43,7 @@ def load_shipped(path: str | Path, pairs: int = STATISTICS_PAIRS) -> StereoNetwo
     """The network of an ONNX file of `export_network`, ready to be trained on, in eval mode.
 
     Args:
-        path: the .onnx file with its manifest.
+        path: the .onnx file with its manifest; of a joined one the first is taken.
         pairs: generated pairs over which the statistics of batch norms are taken.
 
     Raises:
@@ -51,7 +52,11 @@ def load_shipped(path: str | Path, pairs: int = STATISTICS_PAIRS) -> StereoNetwo
             `PARITY_TOLERANCE_PX`.
         ModelError: the file is missing or no ONNX model.
     """
-    path = Path(path)
+    with first_alone(path) as alone:
+        return _loaded(alone, pairs)
+
+
+def _loaded(path: Path, pairs: int) -> StereoNetwork:
     manifest = read_manifest(path)
     if manifest is None or not (manifest.configuration or manifest.network):
         raise ShippedModelError(
