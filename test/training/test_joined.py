@@ -21,10 +21,11 @@ from stereo_kd_ros.engine import StereoEngine  # noqa: E402
 from stereo_kd_ros.model import Manifest, read_manifest, write_manifest  # noqa: E402
 from stereo_kd_training.adapt.student import find_student  # noqa: E402
 from stereo_kd_training.export import build_manifest, export_again, export_network  # noqa: E402
-from stereo_kd_training.joined import JoinError, first_alone, is_joined, join  # noqa: E402
+from stereo_kd_training.joined import JoinError, first_alone, is_joined, join, joined_with  # noqa: E402
 from stereo_kd_training.main import app  # noqa: E402
 from stereo_kd_training.networks import create  # noqa: E402
 from stereo_kd_training.networks.shipped import load_shipped  # noqa: E402
+from stereo_kd_training.zoo import as_markdown, collect  # noqa: E402
 
 FITTED = {'confidence': {'means': 'P(error < max(1 px, 5%))'}}
 
@@ -66,7 +67,7 @@ def readers(tmp_path: Path) -> tuple[Path, Path]:
     )  # fmt: skip
     second = write_reader(
         tmp_path / 'second.onnx', 2, 2, parameters=3, macs_640x480=7, stride=6,
-        training_data=[*data, {'name': 'b', 'licence': 'MIT'}], licence='MIT', teacher='hitnet',
+        training_data=[*data, {'name': 'b', 'licence': 'MIT'}], licence='MIT',
         input_limits={'max_width': 900, 'min_width': 3}, max_disparity_px=192.0,
     )  # fmt: skip
     return first, second
@@ -116,7 +117,7 @@ def test_the_file_says_what_both_are(readers, tmp_path):
     made = join(*readers, tmp_path / 'both.onnx', name='pair', version='2.0.0')
     told = read_manifest(tmp_path / 'both.onnx')
     assert told == made and is_joined(told) and not is_joined(read_manifest(readers[0]))
-    assert (told.name, told.version, told.teacher) == ('pair', '2.0.0', 'hitnet')
+    assert (told.name, told.version, joined_with(told)) == ('pair', '2.0.0', 'second 0.0.0')
     assert (told.parameters, told.stride) == (8, 12)
     # and the mean of 17 pixels each way
     assert told.macs_640x480 == 57 + 2 * 17 * 640 * 480
@@ -124,6 +125,7 @@ def test_the_file_says_what_both_are(readers, tmp_path):
     assert [entry['name'] for entry in told.training_data] == ['a', 'b']
     assert told.input_limits == {'max_width': 640, 'min_width': 3}
     assert [part['name'] for part in told.extra['joined']['parts']] == ['first', 'second']
+    assert '(, with second 0.0.0 in its file), weights' in as_markdown(collect(tmp_path))
 
 
 def test_the_first_comes_out_as_it_was(readers, tmp_path):

@@ -55,6 +55,14 @@ def is_joined(manifest: Manifest | None) -> bool:
     return manifest is not None and KEY in manifest.extra
 
 
+def joined_with(manifest: Manifest) -> str | None:
+    """Name and version of the second model, if there is one."""
+    if not is_joined(manifest):
+        return None
+    second = manifest.extra[KEY]['parts'][1]
+    return f'{second["name"]} {second["version"]}'
+
+
 def join(
     first: str | Path,
     second: str | Path,
@@ -235,7 +243,6 @@ def _manifest(parts: list[Manifest], surer_by: float, reach_px: int) -> Manifest
     for key, value in second.input_limits.items():
         tighter = min if key.startswith('max') else max
         limits[key] = tighter(value, limits.get(key, value))
-    teachers = dict.fromkeys(part.teacher for part in parts if part.teacher)
     return dataclasses.replace(
         first,
         parameters=sum(part.parameters for part in parts),
@@ -244,7 +251,6 @@ def _manifest(parts: list[Manifest], surer_by: float, reach_px: int) -> Manifest
         max_disparity_px=max(part.max_disparity_px for part in parts),
         training_data=first.training_data
         + [entry for entry in second.training_data if entry not in first.training_data],
-        teacher=' and '.join(teachers) or None,
         input_limits=limits,
         metrics={},
         stride=math.lcm(first.stride, second.stride),

@@ -24,6 +24,7 @@ from stereo_kd_ros.metrics import DEPTH_ERROR, useful_depth_m
 from stereo_kd_ros.model import file_sha256, read_manifest, write_manifest
 from stereo_kd_ros.processor import maker_of
 from stereo_kd_training.evaluation_report import read_report
+from stereo_kd_training.joined import joined_with
 
 FORMAT = 1
 # Product of focal length [px] and baseline [m] of rigs that many have, at the named width.
@@ -124,6 +125,7 @@ def _describe(path: Path) -> dict[str, Any]:
         'licence': manifest.licence,
         'teacher': manifest.teacher,
         'pruning_steps': len(manifest.pruning),
+        'joined_with': joined_with(manifest),
         'training_data': [
             {key: entry.get(key) for key in ('name', 'licence')}
             for entry in manifest.training_data
@@ -285,8 +287,10 @@ def as_markdown(zoo: Mapping[str, Any]) -> str:
     for model in zoo['models']:
         taught = f', taught by {model["teacher"]}' if model['teacher'] else ''
         pruned = f', pruned in {model["pruning_steps"]} steps' if model['pruning_steps'] else ''
+        joined = f', with {model["joined_with"]} in its file' if model.get('joined_with') else ''
+        made = f'{model["network"]}{taught}{pruned}{joined}'
         lines.append(
-            f'- **{model["name"]}** {model["version"]} ({model["network"]}{taught}{pruned}), '
+            f'- **{model["name"]}** {model["version"]} ({made}), '
             f'weights {model["licence"] or "without a licence"}'
         )
     lines += ['', *_table(('learnt from', 'licences', 'by'), _source_rows(zoo['models']))]
