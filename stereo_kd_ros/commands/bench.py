@@ -245,10 +245,12 @@ def _bench_node(
     if taken >= NOTEWORTHY_STOLEN_PERCENT:
         console.print(_stolen(taken, 'in one of these runs'), highlight=False)
     for of in report['without_drops']:
-        rate = 'at none of the rates' if of['rate_hz'] is None else f'up to {of["rate_hz"]:g} Hz'
+        kept = 'pairs dropped at every rate'
+        if of['rate_hz'] is not None:
+            kept = f'no pair dropped up to {of["rate_hz"]:g} Hz'
         console.print(
-            f'{of["subject"]} at {of["width"]}x{of["height"]}, {of["place"].replace("_", " ")}: '
-            f'no pair dropped {rate}',
+            f'{of["subject"]} at {of["width"]}x{of["height"]}, '
+            f'{of["place"].replace("_", " ")}: {kept}',
             highlight=False,
         )
     if json_path:
