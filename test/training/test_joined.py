@@ -123,6 +123,7 @@ def test_the_file_says_what_both_are(readers, tmp_path):
     assert told.macs_640x480 == 57 + 2 * 17 * 640 * 480
     assert told.licence == 'Apache-2.0 AND MIT' and told.max_disparity_px == 192
     assert [entry['name'] for entry in told.training_data] == ['a', 'b']
+    assert told.weights_sha256 not in {read_manifest(reader).weights_sha256 for reader in readers}
     assert told.input_limits == {'max_width': 640, 'min_width': 3}
     assert [part['name'] for part in told.extra['joined']['parts']] == ['first', 'second']
     assert '(, with second 0.0.0 in its file), weights' in as_markdown(collect(tmp_path))

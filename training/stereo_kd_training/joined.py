@@ -16,6 +16,7 @@ it is what is trained on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -178,7 +179,7 @@ def first_alone(path: str | Path) -> Iterator[Path]:
     if not is_joined(manifest):
         yield path
         return
-    _logger.info('%s is two models in one; the first is taken', path.name)
+    _logger.warning('%s is two models in one: the first is taken, alone', path.name)
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / path.name
         write_first(path, alone)
@@ -253,6 +254,9 @@ def _manifest(parts: list[Manifest], surer_by: float, reach_px: int) -> Manifest
         + [entry for entry in second.training_data if entry not in first.training_data],
         input_limits=limits,
         metrics={},
+        weights_sha256=hashlib.sha256(
+            ''.join(part.weights_sha256 for part in parts).encode()
+        ).hexdigest(),
         stride=math.lcm(first.stride, second.stride),
         licence=' AND '.join(dict.fromkeys(part.licence for part in parts if part.licence)),
         extra={

@@ -55,7 +55,7 @@ PAIR_HEIGHT, PAIR_WIDTH = 256, 512
 FIRST_CALIBRATION_SEED, FIRST_MEASURED_SEED = 9_100_000, 9_200_000
 # Modules whose answer is a coordinate, a weight of one, or what both views are compared by.
 FLOAT = (
-    r'(^|/)(stem|tall_stem|head|context|guide|upsampling|scaling|logits|confidence)(\.|/|$)'
+    r'(^|/)(stem|tall_stem|head|context|guide|upsampling|scaling|logits|confidence|choice)(\.|/|$)'
     # sums that are written as convolutions
     r'|/(network|refinement)/Conv(_\d+)?$'
 )
