@@ -311,7 +311,7 @@ def test_gradients_that_overflow_when_scaled_are_tried_again_scaled_less(tmp_pat
 
     again, fresh = scaled(tmp_path / 'again')
     again.run_dir = tmp_path / 'run'
-    again._load_checkpoint()
+    again._load(read_checkpoint(again.checkpoint_path))
     assert fresh.get_scale() == scaler.get_scale()
 
     broken, scaler = scaled(tmp_path / 'broken')

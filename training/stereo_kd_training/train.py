@@ -426,7 +426,8 @@ class Trainer:
         # fp16 needs CUDA; asking for it elsewhere is a mistake that accelerate reports badly.
         if config.precision == 'fp16' and not cuda:
             raise TrainingError('precision fp16 needs a CUDA device; use auto, bf16 or no')
-        precision = resolved(config.precision, self._computed_before())
+        before = self._left_before()
+        precision = resolved(config.precision, before and before.get('computed'))
         _forget_other_precision(precision)
         self.accelerator = Accelerator(
             mixed_precision=precision,
@@ -459,7 +460,7 @@ class Trainer:
         self._forward = self.network
         if config.compile:
             self._forward = compiled(self.network, config.compile_backend)
-        self._open_run()
+        self._open_run(before)
 
     @property
     def plain_network(self) -> StereoNetwork:
@@ -470,18 +471,24 @@ class Trainer:
     def checkpoint_path(self) -> Path:
         return self.run_dir / 'checkpoint.pt'
 
-    def _computed_before(self) -> dict[str, str] | None:
-        if not self.checkpoint_path.exists():
-            return None
-        return read_checkpoint(self.checkpoint_path).get('computed')
+    @property
+    def config_path(self) -> Path:
+        return self.run_dir / 'config.json'
 
-    def _open_run(self) -> None:
+    def _left_before(self) -> dict[str, Any] | None:
+        """The checkpoint of the run that goes on, None where one begins."""
+        if not (self.config_path.exists() and self.checkpoint_path.exists()):
+            return None
+        return read_checkpoint(self.checkpoint_path)
+
+    def _open_run(self, state: dict[str, Any] | None) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        config_path = self.run_dir / 'config.json'
         asked = json.loads(self.config.model_dump_json())
-        if config_path.exists() and self.checkpoint_path.exists():
+        if state is not None:
             # Through the model, so that a run from before a key existed has its default.
-            before = TrainingConfig(**json.loads(config_path.read_text())).model_dump(mode='json')
+            before = TrainingConfig(**json.loads(self.config_path.read_text())).model_dump(
+                mode='json'
+            )
             differing = [
                 key
                 for key in sorted(set(before) | set(asked))
@@ -495,12 +502,11 @@ class Trainer:
                     f'{self.run_dir} holds a run with another {", ".join(differing)}; '
                     'resume it as it was, or give a new folder'
                 )
-            self._load_checkpoint()
+            self._load(state)
         if self.accelerator.is_main_process:
-            _write_atomically(config_path, json.dumps(asked, indent=2).encode())
+            _write_atomically(self.config_path, json.dumps(asked, indent=2).encode())
 
-    def _load_checkpoint(self) -> None:
-        state = read_checkpoint(self.checkpoint_path)
+    def _load(self, state: dict[str, Any]) -> None:
         self.plain_network.load_state_dict(state['network'])
         self.ema.load_state_dict(state['ema'])
         self.optimizer.load_state_dict(state['optimizer'])

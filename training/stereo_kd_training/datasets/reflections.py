@@ -206,7 +206,7 @@ def _surface(known: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, i
         reached = np.zeros((known.shape[0] + 2, known.shape[1] + 2), np.uint8)
         step = (_SURFACE_STEP_PX,)
         flags = 4 | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
-        count = cv2.floodFill(known.copy(), reached, (x, y), (0,), step, step, flags)[0]
+        count = cv2.floodFill(known, reached, (x, y), (0,), step, step, flags)[0]
         if count >= _FEWEST_PIXELS and (best is None or count < best[0]):
             best = count, reached[1:-1, 1:-1], x, y
     return best and best[1:]
