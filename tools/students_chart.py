@@ -66,8 +66,9 @@ def draw(versions: list[Version], peers: dict[str, float]) -> None:
         x, y = ([getattr(each, name) for each in line] for name in ('gmac', 'epe_px'))
         (drawn,) = axes.plot(x, y, '.-', alpha=0.6)
         axes.plot(x[-1:], y[-1:], 'o', color=drawn.get_color())
-        for end, label in ((0, line[0].version), (-1, f'{size} {line[-1].version}')):
-            above = end == 0
+        ends = {0: line[0].version, len(line) - 1: f'{size} {line[-1].version}'}
+        for end, label in ends.items():
+            above = end < len(line) - 1
             axes.annotate(
                 label, (x[end], y[end]), (0, 6 if above else -6), textcoords='offset points',
                 color=drawn.get_color(), ha='center', va='bottom' if above else 'top',
@@ -75,7 +76,8 @@ def draw(versions: list[Version], peers: dict[str, float]) -> None:
             )  # fmt: skip
     axes.set_xscale('log')
     axes.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
-    axes.set_xlim(left=0.7)
+    # Room for the name of the smallest.
+    axes.set_xlim(left=0.75 * min(version.gmac for version in versions))
     axes.minorticks_off()
     axes.set_xlabel('GMAC of a 640x480 pair')
     axes.set_ylabel('EPE [px], geometric mean over the labelled sets')
