@@ -14,7 +14,7 @@ Everything is a function of the seed: the same seed gives the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -35,6 +35,15 @@ from stereo_kd_ros.procedural_textures import (
 
 GENERATOR_VERSION = 8
 """Raised whenever the same seed starts to give other pictures."""
+
+INGREDIENTS = ('streets', 'mirrors', 'weak', 'thin')
+"""What scenes can be drawn without, to learn what it is good for: streets and roads; surfaces that
+mirror or shine; textures of little contrast and bare walls; rods, wires, fences, nets and leaves.
+"""
+
+THIN_SHAPES = ('bars', 'fence', 'foliage', 'mesh')
+STOUT_PX = 8.0
+"""What is thin is no thinner than this where nothing shall be thin."""
 
 _MAX_LEVELS = 7
 
@@ -63,18 +72,27 @@ class StereoSample:
 
 
 class Painter:
-    """Picks textures for one scene: pictures when there are any, synthetic ones otherwise."""
+    """Picks textures for one scene: pictures when there are any, synthetic ones otherwise.
+
+    ``without`` are the `INGREDIENTS` that the scene has not.
+    """
 
     def __init__(
-        self, rng: np.random.Generator, textures: Sequence[np.ndarray] | None, difficulty: float
+        self,
+        rng: np.random.Generator,
+        textures: Sequence[np.ndarray] | None,
+        difficulty: float,
+        without: Collection[str] = (),
     ):
         self.rng = rng
         self.textures = textures if textures is not None and len(textures) else None
         self.difficulty = difficulty
+        self.without = without
 
     def patch(self, side: int, weak: bool = False) -> np.ndarray:
         """(side, side, 3) uint8 texture for an object of about ``side`` px."""
         rng = self.rng
+        weak = weak and 'weak' not in self.without
         choice = rng.random()
         repetitive = 0.04 + 0.08 * self.difficulty
         if choice < repetitive:
@@ -403,6 +421,8 @@ class _Scene:
             chance: to be glossy.
         """
         rng = self.rng
+        if 'mirrors' in self.painter.without:
+            return surface
         if not rng.random() < chance * (0.6 + 0.8 * self.difficulty):
             return surface
         ratio = rng.uniform(0.05, 0.95)
@@ -449,6 +469,9 @@ class _Scene:
     ) -> None:
         """A masked sheet centred at left pixel (x, y), standing at ``disparity`` there."""
         rng = self.rng
+        if 'thin' in self.painter.without:
+            shape = 'rectangle' if shape in THIN_SHAPES else shape
+            width, height = max(width, STOUT_PX), max(height, STOUT_PX)
         columns, rows = max(3, round(width)), max(3, round(height))
         if columns > 2 * self.width or rows > 2 * self.height:
             return
@@ -458,7 +481,7 @@ class _Scene:
         b = 0.0 if flat else rng.normal(0, 0.08)
         bump = None
         amplitude = 0.0
-        thin = shape in ('bars', 'fence', 'foliage', 'mesh')
+        thin = shape in THIN_SHAPES
         round_shape = shape in ('ellipse', 'blob')
         if not thin and min(columns, rows) > 16 and rng.random() < (0.7 if round_shape else 0.25):
             kinds = ('quadric',) if round_shape and rng.random() < 0.7 else ('wave', 'ridge')
@@ -759,7 +782,13 @@ class _Scene:
             )
 
 
-def check_scene(height: int, width: int, max_disparity_px: float, difficulty: float) -> None:
+def check_scene(
+    height: int,
+    width: int,
+    max_disparity_px: float,
+    difficulty: float,
+    without: Collection[str] = (),
+) -> None:
     """Refuse what no scene can be drawn for.
 
     Raises:
@@ -771,6 +800,11 @@ def check_scene(height: int, width: int, max_disparity_px: float, difficulty: fl
         raise ProceduralError(f'max_disparity_px is {max_disparity_px}; it must be 4 or more')
     if not 0 <= difficulty <= 1:
         raise ProceduralError(f'difficulty is {difficulty}; it must lie in 0..1')
+    unknown = sorted(set(without) - set(INGREDIENTS))
+    if unknown:
+        raise ProceduralError(
+            f'scenes cannot be drawn without {unknown[0]!r}; use one of {", ".join(INGREDIENTS)}'
+        )
 
 
 def rectification_error(
@@ -796,6 +830,7 @@ def render_pair(
     textures: Sequence[np.ndarray] | None = None,
     difficulty: float = 0.5,
     cameras: bool = True,
+    without: Collection[str] = (),
 ) -> StereoSample:
     """Draw one random scene.
 
@@ -808,16 +843,17 @@ def render_pair(
         difficulty: 0 (well textured, equal eyes) to 1 (weak texture, unequal noisy eyes).
         cameras: photographed by two cameras with their faults, and not quite rectified; False
             leaves the pictures as they were drawn.
+        without: `INGREDIENTS` that the scene shall not have; it is another one then.
 
     Raises:
-        ProceduralError: when a size or range cannot be drawn.
+        ProceduralError: when a size or range cannot be drawn, or an ingredient is unknown.
     """
-    check_scene(height, width, max_disparity_px, difficulty)
+    check_scene(height, width, max_disparity_px, difficulty, without)
     rng = np.random.default_rng(seed)
-    painter = Painter(rng, textures, difficulty)
+    painter = Painter(rng, textures, difficulty, without)
     scene = _Scene(rng, painter, height, width, max_disparity_px, difficulty)
     layout = rng.random()
-    if layout < 0.36:
+    if layout < 0.36 and 'streets' not in without:
         scene.road()
     elif layout < 0.72:
         scene.room()

@@ -7,6 +7,10 @@
     without layered scenes        rooms, corridors and streets alone
     without pictures              synthetic textures alone (only where there is a bank)
     without faults of cameras     no noise, blur, exposure, JPEG, vignetting, rectification error
+    without streets               rooms, corridors and layers instead
+    without mirrors               nothing shines or mirrors what stands around it
+    without weak texture          no bare walls, nothing of little contrast
+    without thin things           no rods, wires, fences, nets and leaves
 
 All pools have as many pairs, all students as many steps of the same crops and learning rates; each
 is judged on one pool of everything with another seed, and on real labelled sets where there are
@@ -57,6 +61,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'without layered scenes': {'scenes': 'rooms'},
     'without pictures': {'textures': None},
     'without faults of cameras': {'cameras': False},
+    'without streets': {'without': ('streets',)},
+    'without mirrors': {'without': ('mirrors',)},
+    'without weak texture': {'without': ('weak',)},
+    'without thin things': {'without': ('thin',)},
 }
 """Variant to what it changes in `generate_pool`."""
 

@@ -135,6 +135,7 @@ def training_sources(pools: Iterable[PoolManifest]) -> list[dict[str, Any]]:
                 'generator_version': pool.generator_version,
                 'scenes': pool.scenes,
                 'textures_sha256': pool.textures_sha256,
+                **({'without': pool.without} if pool.without else {}),
             }
         )
         sources.extend(dict(texture) for texture in pool.textures if texture not in sources)

@@ -67,6 +67,12 @@ def generate(
     cameras: Annotated[
         bool, typer.Option(help='With noise, blur, exposure and a rectification of real rigs.')
     ] = True,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Leave out streets, mirrors, weak (texture) or thin (things); repeatable.'
+        ),
+    ] = None,
 ) -> None:
     """Render a pool of procedural stereo pairs with exact truth (resumable)."""
     from stereo_kd_training.datasets.procedural import generate_pool
@@ -82,6 +88,7 @@ def generate(
         max_disparity_px=max_disparity,
         scenes=scenes,
         cameras=cameras,
+        without=without or (),
     )
 
 

@@ -25,14 +25,20 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from stereo_kd_ros.procedural import GENERATOR_VERSION, StereoSample, render_pair
+from stereo_kd_ros.procedural import (
+    GENERATOR_VERSION,
+    ProceduralError,
+    StereoSample,
+    check_scene,
+    render_pair,
+)
 from stereo_kd_training.datasets.rooms import render_space
 
 DISPARITY_SCALE = 256.0
@@ -62,7 +68,8 @@ class PoolManifest:
     ``scenes`` are the shares of layered scenes (``stereo_kd_ros.procedural``), of rooms, corridors
     and streets, of streets alone, and of rooms and corridors alone
     (``stereo_kd_training.datasets.rooms``); ``cameras`` says whether two cameras with their faults
-    took the pictures, or none.
+    took the pictures, or none; ``without`` which `stereo_kd_ros.procedural.INGREDIENTS` were left
+    out.
     """
 
     pairs: int
@@ -77,10 +84,15 @@ class PoolManifest:
     textures_sha256: str = ''
     scenes: dict[str, float] = field(default_factory=lambda: dict(SCENES['layered']))
     cameras: bool = True
+    without: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Indented JSON, ending with a newline."""
-        return json.dumps(asdict(self), indent=2) + '\n'
+        values = asdict(self)
+        if not self.without:
+            # Pools of everything keep the digest that they had before anything could be left out.
+            del values['without']
+        return json.dumps(values, indent=2) + '\n'
 
     @classmethod
     def read(cls, folder: Path) -> PoolManifest:
@@ -141,6 +153,7 @@ def pool_pair(manifest: PoolManifest, index: int, textures: Sequence[np.ndarray]
         textures,
         difficulty,
         cameras=manifest.cameras,
+        without=manifest.without,
     )
 
 
@@ -209,6 +222,7 @@ def generate_pool(
     pairs_per_shard: int = PAIRS_PER_SHARD,
     scenes: str = 'layered',
     cameras: bool = True,
+    without: Collection[str] = (),
 ) -> PoolManifest:
     """Render a pool, or carry on with one that was interrupted.
 
@@ -226,12 +240,22 @@ def generate_pool(
         pairs_per_shard: how many pairs are written, and lost when killed, at a time.
         scenes: 'layered', 'rooms', 'streets', 'indoors' or 'mixed'.
         cameras: photographed with the faults of two cameras, and not quite rectified.
+        without: `stereo_kd_ros.procedural.INGREDIENTS` that no scene shall have.
 
     Raises:
-        PoolError: when there are no such scenes, or the folder holds another pool.
+        PoolError: when there are no such scenes or ingredients, nothing is left to draw, or the
+            folder holds another pool.
     """
     if scenes not in SCENES:
         raise PoolError(f'there are no {scenes!r} scenes; use one of {", ".join(SCENES)}')
+    if scenes == 'streets' and 'streets' in without:
+        raise PoolError(
+            'scenes of streets without streets: nothing is left; leave one of them out'
+        )
+    try:
+        check_scene(height, width, max_disparity_px, difficulty[0], without)
+    except ProceduralError as error:
+        raise PoolError(str(error)) from None
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     bank = _open_textures(textures)
@@ -247,6 +271,7 @@ def generate_pool(
         textures_sha256='' if bank is None else bank.sha256,
         scenes=dict(SCENES[scenes]),
         cameras=cameras,
+        without=sorted(set(without)),
     )
     _write_manifest(folder, manifest)
     shards = -(-pairs // manifest.pairs_per_shard)

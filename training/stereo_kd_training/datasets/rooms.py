@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -20,6 +20,8 @@ import numpy as np
 
 from stereo_kd_ros.procedural import (
     SHAPES,
+    STOUT_PX,
+    THIN_SHAPES,
     Painter,
     ProceduralError,
     StereoSample,
@@ -117,6 +119,8 @@ class _Space:
     def _bare(self, darkest: float = 40.0, lightest: float = 200.0) -> tuple[np.ndarray, ...]:
         """Paint, plaster or plastic: one colour, and a grain that noise may drown."""
         rng = self.rng
+        if 'weak' in self.painter.without:
+            return mirrored_pyramid(self.painter.patch(128))
         colour = rng.uniform(darkest, lightest)
         colour = colour + rng.normal(0, rng.choice([3.0, 12.0, 30.0]), 3) * min(1, colour / 60)
         grain = rng.standard_normal((96, 96, 1), dtype=np.float32)
@@ -252,7 +256,8 @@ class _Space:
         middle = (start + end) / 2 - self.centre
         across = cross(end - start, middle)
         across /= max(float(np.linalg.norm(across)), 1e-9)
-        thickness_m = max(thickness_m, _THINNEST_PX * self.pixel_m * float(np.linalg.norm(middle)))
+        least_px = STOUT_PX if 'thin' in self.painter.without else _THINNEST_PX
+        thickness_m = max(thickness_m, least_px * self.pixel_m * float(np.linalg.norm(middle)))
         return self.quad(
             start - across * thickness_m / 2, across * thickness_m, end - start, material, light
         )
@@ -304,6 +309,8 @@ class _Space:
         columns = int(np.clip(160 / math.sqrt(aspect), 24, 320))
         rows = int(np.clip(160 * math.sqrt(aspect), 24, 320))
         mask = np.zeros((rows, columns), np.uint8)
+        if 'thin' in self.painter.without and shape in THIN_SHAPES:
+            shape = 'rectangle'
         SHAPES[shape](self.rng, mask)
         return self.quad(corner, edge_u, edge_v, material, light, mask=mask)
 
@@ -353,6 +360,8 @@ class _Space:
     def glossy(self, face: Face, height: int, width: int) -> Face:
         """Some soft reflections of lamps in a face."""
         rng = self.rng
+        if 'mirrors' in self.painter.without:
+            return face
         sheens = []
         for _ in range(int(rng.integers(1, 4))):
             y, x = np.ogrid[-1:1:32j, -1:1:32j]
@@ -371,6 +380,8 @@ class _Space:
         as bodies of cars are, brings it near.
         """
         rng = self.rng
+        if 'mirrors' in self.painter.without:
+            return face
         if len(self._mirrored) < 4:
             self._mirrored.append(self._street_picture())
         picture = self._mirrored[int(rng.integers(len(self._mirrored)))]
@@ -1104,6 +1115,7 @@ def render_space(
     difficulty: float = 0.5,
     kind: str | None = None,
     cameras: bool = True,
+    without: Collection[str] = (),
 ) -> StereoSample:
     """Draw one three-dimensional scene.
 
@@ -1115,18 +1127,18 @@ def render_space(
         textures: uint8 RGB pictures to paint with; None paints with synthetic textures only.
         difficulty: 0 (well textured, equal eyes) to 1 (bare walls, unequal noisy eyes).
         kind: 'room', 'corridor' or 'street'; drawn from the seed when None.
-        cameras: as of `render_pair`.
+        cameras, without: as of `render_pair`.
 
     Raises:
-        ProceduralError: when a size, range or kind cannot be drawn.
+        ProceduralError: when a size, range or kind cannot be drawn, or an ingredient is unknown.
     """
-    check_scene(height, width, max_disparity_px, difficulty)
+    check_scene(height, width, max_disparity_px, difficulty, without)
     if kind is not None and kind not in KINDS:
         raise ProceduralError(f'there is no scene of kind {kind!r}; use one of {", ".join(KINDS)}')
     rng = np.random.default_rng(seed)
-    painter = Painter(rng, textures, difficulty)
+    painter = Painter(rng, textures, difficulty, without)
     if kind is None:
-        kind = KINDS[int(rng.choice(len(KINDS), p=_KIND_SHARES))]
+        kind = _drawn_kind(rng, without)
     street = kind == 'street'
     focal = width * math.exp(rng.uniform(math.log(0.5), math.log(1.4)))
     rotation = _rotation(
@@ -1159,6 +1171,13 @@ def render_space(
     if cameras:
         images = photograph(rng, *images, difficulty)
     return StereoSample(*images, left.disparity, right.disparity, occluded)
+
+
+def _drawn_kind(rng: np.random.Generator, without: Collection[str]) -> str:
+    shares = np.array(_KIND_SHARES)
+    if 'streets' in without:
+        shares[KINDS.index('street')] = 0
+    return KINDS[int(rng.choice(len(KINDS), p=shares / shares.sum()))]
 
 
 def _drawable(shape: Outline, rig: Rig) -> bool:
