@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_models import write_block_matcher
 from typer.testing import CliRunner
 
@@ -31,6 +33,7 @@ from stereo_kd_ros.benchmark import (
     write_report,
 )
 from stereo_kd_ros.camera import StereoCamera
+from stereo_kd_ros.commands import bench as bench_command
 from stereo_kd_ros.commands.main import app
 from stereo_kd_ros.disparity_io import write_pfm
 from stereo_kd_ros.engine import StereoEngine
@@ -411,6 +414,48 @@ def test_the_command_writes_json_and_fails_when_slower(model, tmp_path, monkeypa
     result = CliRunner().invoke(app, [*common, '--check', str(path)])
     assert result.exit_code == 1
     assert 'slower' in result.output
+
+
+def timing(subject: str, size: tuple[int, int] = (640, 480), epe: float | None = None) -> dict:
+    """A row of a report with figures as wide as they come."""
+    return {
+        'subject': subject, 'provider': 'openvino', 'precision': 'fp32', 'threads': 2,
+        'width': size[0], 'height': size[1], 'min_ms': 427.8, 'p50_ms': 443.2, 'p99_ms': 1492.3,
+        'fps': 2.3, 'floor_ms': 111.7, 'ratio_to_reference': 10.71, 'memory_mb': 926.0,
+        'epe': epe,
+    }  # fmt: skip
+
+
+def shown(table, width: int, monkeypatch) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr(bench_command, 'console', Console(file=out, width=width))
+    bench_command.console.print(table())
+    return out.getvalue()
+
+
+def test_tables_of_timings_are_whole_in_a_terminal_of_80_columns(monkeypatch):
+    machine = {'processor': 'AMD EPYC', 'vectors': 'AVX2', 'load_1min': 1.4, 'cpu': 'AMD EPYC'}
+    report = {'machine': machine, 'reference': 'sgbm-3way',
+              'rows': [timing('sgbm-3way'), timing('kestrel_medium')]}  # fmt: skip
+    text = shown(lambda: bench_command.bench_table(report), 80, monkeypatch)
+    # What is common to all rows is told once, and what nobody measured is not told.
+    assert '…' not in text and text.count('640x480') == 1 and 'EPE' not in text
+    assert '427.8 / 443.2 / 1492.3' in text and 'kestrel_medium' in text
+    report['rows'].append(timing('kestrel_medium', (1280, 720), epe=0.9))
+    text = shown(lambda: bench_command.bench_table(report), 120, monkeypatch)
+    assert text.count('640x480') == 2 and '1280x720' in text and '0.90' in text and 'fps' in text
+
+    ranks = {'p50': 128.8, 'p95': 159.9, 'p99': 285.0}
+    stages = ('transfer', 'wait', 'decode', 'inference', 'depth', 'publish')
+    row = {
+        'subject': 'kestrel_medium', 'provider': 'openvino', 'threads': 2, 'width': 1280,
+        'height': 720, 'rate_hz': 30.0, 'place': 'one_process', 'pairs_sent': 150,
+        'dropped_percent': 4.7, 'bare_ms': ranks, 'stamp_to_publish_ms': ranks,
+        'stage_ms': dict.fromkeys(stages, 122.7),
+    }  # fmt: skip
+    text = shown(lambda: bench_command.node_table({**report, 'rows': [row]}), 80, monkeypatch)
+    assert '…' not in text and '1280x720 at 30 Hz' in text and 'publish 122.7' in text
+    assert 'stamp to publish 128.8 / 159.9 / 285.0' in text
 
 
 def test_lists_of_sizes_and_threads_give_a_row_each(model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from stereo_kd_ros.commands.console import (
     console,
@@ -21,6 +22,8 @@ from stereo_kd_ros.commands.console import (
 from stereo_kd_ros.processor import processor_name, vector_unit
 
 NOTEWORTHY_STOLEN_PERCENT = 1.0
+WIDE_COLUMNS = 92
+"""Of a terminal, from which on a table of timings has room for all."""
 
 
 @readable_errors
@@ -133,35 +136,7 @@ def bench(
             truth=truth,
         )
     machine = report['machine']
-    table = table_of(
-        'subject',
-        'provider',
-        'size',
-        'min / p50 / p99 ms',
-        'fps',
-        'floor ms',
-        f'x {report["reference"]}',
-        'MB',
-        'EPE px',
-        title=', '.join(
-            filter(
-                None, (machine['processor'], machine['vectors'], f'load {machine["load_1min"]}')
-            )
-        ),
-    )
-    for row in report['rows']:
-        table.add_row(
-            row['subject'],
-            f'{row["provider"]} {row["precision"]}'.strip() + f', {row["threads"]} thr',
-            f'{row["width"]}x{row["height"]}',
-            f'{row["min_ms"]:.1f} / {row["p50_ms"]:.1f} / {row["p99_ms"]:.1f}',
-            f'{row["fps"]:.1f}',
-            _optional(row['floor_ms'], 1),
-            _optional(row['ratio_to_reference'], 2),
-            _optional(row['memory_mb'], 0),
-            _optional(row['epe'], 2),
-        )
-    console.print(table)
+    console.print(bench_table(report))
     taken = machine['stolen_percent'] or 0.0
     if taken >= NOTEWORTHY_STOLEN_PERCENT:
         console.print(_stolen(taken, 'meanwhile'), highlight=False)
@@ -180,6 +155,65 @@ def bench(
         if slower:
             raise typer.Exit(1)
         console.print(f'nothing got slower than in {check}')
+
+
+def bench_table(report: dict[str, Any]) -> Table:
+    """A row for each subject; what all have in common stands in the title, not in each."""
+    machine, rows = report['machine'], report['rows']
+    columns = {
+        'subject': [row['subject'] for row in rows],
+        'provider': [f'{row["provider"]} {row["precision"]}'.strip() for row in rows],
+        'threads': [str(row['threads']) for row in rows],
+        'size': [f'{row["width"]}x{row["height"]}' for row in rows],
+        'min / p50 / p99 ms': [
+            f'{row["min_ms"]:.1f} / {row["p50_ms"]:.1f} / {row["p99_ms"]:.1f}' for row in rows
+        ],
+        'fps': [f'{row["fps"]:.1f}' for row in rows],
+        'floor\nms': [_optional(row['floor_ms'], 1) for row in rows],
+        f'x\n{report["reference"]}': [_optional(row['ratio_to_reference'], 2) for row in rows],
+        'MB': [_optional(row['memory_mb'], 0) for row in rows],
+        'EPE px': [_optional(row['epe'], 2) for row in rows],
+    }
+    common = [machine['processor'], machine['vectors'], f'load {machine["load_1min"]}']
+    for name, unit in (('threads', ' threads'), ('size', '')):
+        values = set(columns[name])
+        if len(values) == 1:
+            del columns[name]
+            value = values.pop()
+            common.append(value + (unit.removesuffix('s') if value == '1' else unit))
+    if all(row['epe'] is None for row in rows):
+        del columns['EPE px']
+    if console.width < WIDE_COLUMNS:
+        # It is 1000 / p50, and what else stands there would be cut.
+        del columns['fps']
+        columns['provider'] = [text.replace(' ', '\n') for text in columns['provider']]
+    table = table_of(
+        *columns,
+        whole=('size', 'min / p50 / p99 ms'),
+        title=', '.join(filter(None, common)),
+    )
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def node_table(report: dict[str, Any]) -> Table:
+    """What each run of the node was, and below one another what it took."""
+    table = table_of(
+        'run', 'dropped %', 'ms, p50 / p95 / p99', title=report['machine']['cpu'], lines=True
+    )
+    for row in report['rows']:
+        stages = ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items())
+        table.add_row(
+            f'{row["subject"]}\n{row["provider"]}, {row["threads"]} thr\n'
+            f'{row["width"]}x{row["height"]} at {row["rate_hz"]:g} Hz\n'
+            + row['place'].replace('_', ' '),
+            f'{row["dropped_percent"]:.1f} of {row["pairs_sent"]}',
+            f'engine alone {_ranks(row["bare_ms"])}\n'
+            f'stamp to publish {_ranks(row["stamp_to_publish_ms"])}\n'
+            f'of which {stages}',
+        )
+    return table
 
 
 def _bench_node(
@@ -216,31 +250,7 @@ def _bench_node(
             )
             report = of if not report else {**report, 'rows': report['rows'] + of['rows']}
     report['without_drops'] = rates_without_drops(report['rows'])
-    table = table_of(
-        'model',
-        'size',
-        'Hz',
-        'sent Hz',
-        'in',
-        'dropped %',
-        'engine alone',
-        'stamp to publish',
-        'of which, p50',
-        title=f'p50 / p95 / p99 in ms; {report["machine"]["cpu"]}',
-    )
-    for row in report['rows']:
-        table.add_row(
-            f'{row["subject"]}, {row["provider"]}, {row["threads"]} thr',
-            f'{row["width"]}x{row["height"]}',
-            f'{row["rate_hz"]:g}',
-            f'{row["sent_hz"]:.1f}',
-            row['place'].replace('_', ' '),
-            f'{row["dropped_percent"]:.1f}',
-            _ranks(row['bare_ms']),
-            _ranks(row['stamp_to_publish_ms']),
-            ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items()),
-        )
-    console.print(table)
+    console.print(node_table(report))
     taken = max((row['stolen_percent'] or 0.0 for row in report['rows']), default=0.0)
     if taken >= NOTEWORTHY_STOLEN_PERCENT:
         console.print(_stolen(taken, 'in one of these runs'), highlight=False)

@@ -72,9 +72,14 @@ def phase_bar(
         )
 
 
-def table_of(*columns: str, whole: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """A table; the first column, what a row is about, and those in `whole` are never cut."""
-    table = Table(title=title)
+def table_of(
+    *columns: str, whole: tuple[str, ...] = (), title: str | None = None, lines: bool = False
+) -> Table:
+    """A table, with `lines` between its rows where they are of several lines.
+
+    The first column, what a row is about, and those in `whole` are never cut.
+    """
+    table = Table(title=title, show_lines=lines)
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0 or column in whole)
     return table
