@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_promises import any_scene, require_promises, require_same_bytes_of_same_seed
 
-from stereo_kd_ros.procedural import ProceduralError, StereoSample, mirrored_pyramid
+from stereo_kd_ros.procedural import Painter, ProceduralError, StereoSample, mirrored_pyramid
 from stereo_kd_ros.procedural_surfaces import occluded_pixels
 from stereo_kd_ros.procedural_textures import synthetic_texture
+from stereo_kd_training.datasets import streets
 from stereo_kd_training.datasets.faces import (
     Face,
     Rig,
@@ -27,6 +28,7 @@ from stereo_kd_training.datasets.faces import (
 )
 from stereo_kd_training.datasets.procedural import PairPool, PoolError, generate_pool, pool_pair
 from stereo_kd_training.datasets.rooms import KINDS, render_space
+from stereo_kd_training.datasets.space import Space
 
 HEIGHT, WIDTH, FOCAL, BASELINE = 96, 160, 150.0, 0.2
 RIGHT, DOWN, AHEAD = np.eye(3)
@@ -282,14 +284,12 @@ def test_an_endless_sheen_goes_on_beyond_its_box_and_moves_as_one():
 
 
 def test_a_car_stands_on_its_ground_within_its_length_and_mirrors_the_street():
-    from stereo_kd_training.datasets import rooms
-
     mirrors, cars = 0, 30
     for seed in range(cars):
         rng = np.random.default_rng(seed)
-        space = rooms._Space(rng, rooms.Painter(rng, None, 0.5), 0.5, (15.0, 90.0))
+        space = Space(rng, Painter(rng, None, 0.5), 0.5, (15.0, 90.0))
         space.centre = np.array([0.0, -1.5, 0.0])
-        rooms._car(space, 1.0, 10.0, 0.0)
+        streets._car(space, 1.0, 10.0, 0.0)
         (_shadow,), faces = space.objects
         corners = np.concatenate([face.corners() for face in faces])
         low, high = corners.min(axis=0), corners.max(axis=0)
