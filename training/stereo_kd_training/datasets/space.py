@@ -397,10 +397,12 @@ def _rectangle(image: np.ndarray, x0: float, y0: float, x1: float, y1: float, co
 
 
 def vector(values: Sequence[float]) -> np.ndarray:
+    """(3,) world metres, x right, y down, z ahead."""
     return np.asarray(values, float)
 
 
 def turned(yaw: float, x: float, z: float) -> np.ndarray:
+    """(3,) what lies x to the right and z ahead of something that is turned by ``yaw`` [rad]."""
     cos, sin = math.cos(yaw), math.sin(yaw)
     return np.array([cos * x + sin * z, 0.0, -sin * x + cos * z])
 
