@@ -22,9 +22,21 @@ from two_processes import run_in_two_processes  # noqa: E402
 
 from stereo_kd_ros.bag import StereoBagWriter  # noqa: E402
 from stereo_kd_ros.camera import StereoCamera, calibration_record  # noqa: E402
+from stereo_kd_ros.engine import StereoEngine  # noqa: E402
+from stereo_kd_ros.evaluation import ModelMatcher  # noqa: E402
+from stereo_kd_ros.metrics import disparity_metrics  # noqa: E402
 from stereo_kd_ros.model import read_manifest, resolve_model  # noqa: E402
+from stereo_kd_ros.procedural import render_pair  # noqa: E402
 from stereo_kd_training.adapt.run import adapt, plan  # noqa: E402
 from stereo_kd_training.adapt.settings import STAGES, AdaptError, RunFolder  # noqa: E402
+from stereo_kd_training.datasets.procedural import PairPool  # noqa: E402
+from stereo_kd_training.joined import (  # noqa: E402
+    first_alone,
+    is_joined,
+    join,
+    joined_with,
+    second_alone,
+)
 from stereo_kd_training.train import load_network  # noqa: E402
 
 # What depends on the clock of the machine, at any depth of a report.
@@ -33,6 +45,7 @@ TIMES = {
     'training_seconds',
     'student_ms',
     'latency_scale',
+    'second_ms',
     'step_seconds',
     'latency_ms',
 }
@@ -177,6 +190,49 @@ def test_a_shipped_student_is_adapted_and_delivered(assets: Path, tmp_path: Path
         adapt(asked, tmp_path / 'work')
     with pytest.raises(AdaptError, match='exists already and is not overwritten'):
         adapt(asked.model_copy(update={'steps': 3}), tmp_path / 'other')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_of_a_joined_student_the_first_is_adapted_and_joined_again(
+    assets: Path, tmp_path: Path
+) -> None:
+    """And what is judged and compared is the whole, before and after."""
+    both = tmp_path / 'both.onnx'
+    parts = [resolve_model(f'kestrel_{name}') for name in ('nano', 'pico')]
+    join(*parts, both, name='two')
+    asked = settings(
+        assets, tmp_path, student=str(both), steps=2, learning_rate=1e-6, margin=-0.5,
+        tolerance=0.5,
+    )  # fmt: skip
+    lines: list[str] = []
+    assert adapt(asked, tmp_path / 'work', on_line=lines.append), '\n'.join(lines)
+    assert any('both is two models in one: the second stays' in line for line in lines)
+    model = resolve_model(tmp_path / 'robot')
+    told, first, second = (read_manifest(path) for path in (model, *parts))
+    assert is_joined(told) and joined_with(told) == joined_with(read_manifest(both))
+    assert told.name == 'robot' and told.parameters == first.parameters + second.parameters
+    assert told.calibration == calibration_record(CAMERA) and 'adaptation' in told.extra
+    scene = render_pair(3, CAMERA.height, CAMERA.width, 40.0)
+    with second_alone(model) as kept, first_alone(model) as adapted:
+        assert read_manifest(kept) == second
+        asked_of = [StereoEngine(path, 'cpu').infer(scene.left, scene.right).disparity.copy()
+                    for path in (kept, parts[1], adapted, parts[0])]  # fmt: skip
+        assert read_manifest(adapted).weights_sha256 != first.weights_sha256
+    np.testing.assert_array_equal(asked_of[0], asked_of[1])
+    assert np.median(np.abs(asked_of[2] - asked_of[3])) < 0.05
+    run = RunFolder(asked, tmp_path / 'work')
+    look, gate = run.facts('look'), run.facts('gate')
+    assert 0 < look['second_ms'] < look['student_ms']
+    assert min(gate['latency_ms'][when] for when in ('before', 'after')) > look['second_ms']
+    # What is called before is the shipped file, not its first part.
+    scenes = PairPool(run.stage('render') / 'validation')
+    measured = json.loads((run.stage('gate') / 'measured_procedural.json').read_text())
+    matcher = ModelMatcher(both, 'cpu', 'shipped')
+    for scene, record in zip(scenes, measured, strict=True):
+        answer = matcher.match(scene.left, scene.right).dense
+        expected = disparity_metrics(answer, scene.disparity, 256.0)
+        assert record['before']['truth']['epe_px'] == pytest.approx(expected.epe_px, rel=1e-3)
 
 
 TWO_PROCESSES = """

@@ -10,7 +10,7 @@ network of coarser cells, for a fifth of the operations, knows the wall and not 
 confidences are calibrated probabilities, so that they may be compared, and are compared round a
 pixel: where the first is lost it is now and then sure of itself. Each part is in the file as it
 was, its manifest among what the file says of itself, and `first_alone` takes the first out again:
-it is what is trained on.
+it is what is trained on. `stereo-kd-train adapt` joins what it adapted with the second again.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def join(
     version: str | None = None,
     surer_by: float = SURER_BY,
     reach_px: int = REACH_PX,
+    trusting: bool = False,
 ) -> Manifest:
     """Write one contract model of two.
 
@@ -82,6 +83,7 @@ def join(
         name, version: of the new one; those of `first` without.
         surer_by: how many times as confident the second has to be.
         reach_px: side of the square round a pixel over which that is the mean, odd.
+        trusting: takes a confidence for a probability where a file does not call it one.
 
     Returns:
         what the file says of itself.
@@ -100,7 +102,7 @@ def join(
             f'surer_by is {surer_by} and reach_px {reach_px}, expected a factor of 1 or more and '
             'an odd number of pixels'
         )
-    manifests = [_of_a_part(file) for file in (first, second)]
+    manifests = [_of_a_part(file, trusting) for file in (first, second)]
     parts = [
         compose.add_prefix(onnx.load(str(file)), prefix, rename_inputs=False)
         for file, prefix in ((first, _FIRST), (second, _SECOND))
@@ -151,7 +153,7 @@ def join(
     )
     model = helper.make_model(graph, opset_imports=parts[0].opset_import)
     model.ir_version = max(part.ir_version for part in parts)
-    manifest = _manifest(manifests, surer_by, reach_px)
+    manifest = of_both(*manifests, surer_by, reach_px)
     manifest = dataclasses.replace(
         manifest, name=name or manifest.name, version=version or manifest.version
     )
@@ -186,34 +188,73 @@ def first_alone(path: str | Path) -> Iterator[Path]:
         yield alone
 
 
+@contextmanager
+def second_alone(path: str | Path) -> Iterator[Path]:
+    """The second model of a joined file, as a file of its own for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder) / Path(path).name
+        _write_part(path, alone, _SECOND)
+        yield alone
+
+
 def write_first(path: str | Path, out: str | Path) -> None:
     """Write the first model of the joined file `path` to `out`, as it was before."""
+    _write_part(path, out, _FIRST)
+
+
+def join_again(adapted: str | Path, joined: str | Path, path: str | Path) -> Manifest:
+    """Write `adapted` to `path`, joined with the second model of the file `joined` as that is.
+
+    Raises:
+        JoinError: as `join`.
+        ModelError: a file is missing or damaged.
+    """
+    about = read_manifest(joined).extra[KEY]
+    with second_alone(joined) as second:
+        return join(
+            adapted,
+            second,
+            path,
+            surer_by=about['surer_by'],
+            reach_px=about['reach_px'],
+            trusting=True,
+        )
+
+
+def joined_again(adapted: Manifest, joined: Manifest) -> Manifest:
+    """What a file of `join_again` says of itself."""
+    about = joined.extra[KEY]
+    second = Manifest.from_json(json.dumps(about['parts'][1]))
+    return of_both(adapted, second, about['surer_by'], about['reach_px'])
+
+
+def _write_part(path: str | Path, out: str | Path, prefix: str) -> None:
     import onnx
 
     model = onnx.load(str(path))
     graph = model.graph
-    about = read_manifest(path).extra[KEY]['parts'][0]
-    nodes = [node for node in graph.node if node.output[0].startswith(_FIRST)]
-    values = [item for item in graph.initializer if item.name.startswith(_FIRST)]
-    for kept, of_the_first in ((graph.node, nodes), (graph.initializer, values)):
+    about = read_manifest(path).extra[KEY]['parts'][(_FIRST, _SECOND).index(prefix)]
+    nodes = [node for node in graph.node if node.output[0].startswith(prefix)]
+    values = [item for item in graph.initializer if item.name.startswith(prefix)]
+    for kept, of_the_part in ((graph.node, nodes), (graph.initializer, values)):
         del kept[:]
-        kept.extend(of_the_first)
+        kept.extend(of_the_part)
     for item in [*graph.node, *graph.initializer]:
-        item.name = item.name.removeprefix(_FIRST)
+        item.name = item.name.removeprefix(prefix)
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [name.removeprefix(_FIRST) for name in names]
+            names[:] = [name.removeprefix(prefix) for name in names]
     onnx.save(model, str(out))
     write_manifest(out, Manifest.from_json(json.dumps(about)))
 
 
-def _of_a_part(path: str | Path) -> Manifest:
+def _of_a_part(path: str | Path, trusting: bool) -> Manifest:
     manifest = read_manifest(path)
     if manifest is None:
         raise JoinError(f'{path} carries no manifest; expected a file of `stereo-kd-train export`')
     if is_joined(manifest):
         raise JoinError(f'{path} is two models already; join the files that it was made of')
-    if not manifest.extra.get('confidence'):
+    if not (trusting or manifest.extra.get('confidence')):
         raise JoinError(
             f'the confidence of {path} is no probability, so that it cannot be compared; run '
             '`stereo-kd-train calibrate` first'
@@ -237,9 +278,9 @@ def _require_alike(parts: list[onnx.ModelProto], names: tuple[str, str]) -> None
             )
 
 
-def _manifest(parts: list[Manifest], surer_by: float, reach_px: int) -> Manifest:
+def of_both(first: Manifest, second: Manifest, surer_by: float, reach_px: int) -> Manifest:
     """What two models are together; all that is not told here is the first one's."""
-    first, second = parts
+    parts = (first, second)
     limits = dict(first.input_limits)
     for key, value in second.input_limits.items():
         tighter = min if key.startswith('max') else max

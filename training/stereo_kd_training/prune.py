@@ -408,12 +408,21 @@ def measure_latency_ms(
     network: StereoNetwork, height: int = 480, width: int = 640, threads: int = 2, runs: int = 7
 ) -> float:
     """Median milliseconds of the exported network in ONNX Runtime on this machine's CPU."""
-    from stereo_kd_training.export import example_pair, export_network
+    from stereo_kd_training.export import export_network
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'candidate.onnx'
         export_network(network, path, sizes=())
-        session = quiet_session(path, threads)
+        return measure_file_ms(path, height, width, threads, runs)
+
+
+def measure_file_ms(
+    path: Path | str, height: int = 480, width: int = 640, threads: int = 2, runs: int = 7
+) -> float:
+    """The same of a file."""
+    from stereo_kd_training.export import example_pair
+
+    session = quiet_session(path, threads)
     left, right = example_pair(height, width)
     times_ms = []
     for _ in range(runs + 2):

@@ -60,7 +60,7 @@ def deliver(run: RunFolder) -> dict[str, Any]:
     partial.mkdir(parents=True)
     delivered = partial / f'{settings.name}.onnx'
     shutil.copyfile(model, delivered)
-    manifest = adapted_manifest(run)
+    manifest = find_student(settings.student).described(adapted_manifest(run))
     write_manifest(delivered, manifest)
     text = json.dumps(json.loads(manifest.to_json()), indent=2)
     (partial / 'manifest.json').write_text(text + '\n', encoding='utf-8')
@@ -78,7 +78,7 @@ def deliver(run: RunFolder) -> dict[str, Any]:
 
 
 def adapted_manifest(run: RunFolder) -> Manifest:
-    """What the model says of itself."""
+    """What the model says of itself, or of a joined one the first."""
     settings, look, chosen = run.settings, run.facts('look'), run.facts('select')
     label, verdict = run.facts('label'), run.facts('gate')
     network = load_network(run.folder / run.facts('prune')['checkpoint'])

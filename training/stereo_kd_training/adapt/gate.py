@@ -71,7 +71,8 @@ def gate(run: RunFolder) -> dict[str, Any]:
     candidate = folder / f'{settings.name}.onnx'
     parity = _exported(run, network, candidate)
     student = find_student(settings.student)
-    shipped = ModelMatcher(student.onnx(run.stage('look')), 'cpu', 'before')
+    candidate = student.completed(candidate)
+    shipped = ModelMatcher(student.whole(run.stage('look')), 'cpu', 'before')
     adapted = ModelMatcher(candidate, 'cpu', 'after')
     held_out = _measured(run, 'held_out', shipped, adapted)
     procedural = _measured(run, 'procedural', shipped, adapted)
@@ -255,7 +256,8 @@ def _latency(run: RunFolder, network: StereoNetwork) -> dict[str, float]:
         camera = look['camera']
         run.progress('gate', 1, 1, 'latency')
         before, after = (
-            look['latency_scale']
+            look.get('second_ms', 0.0)
+            + look['latency_scale']
             * measure_latency_ms(
                 model, camera['height'], camera['width'], settings.latency_threads, runs=11
             )

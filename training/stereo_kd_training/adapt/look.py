@@ -26,7 +26,7 @@ from stereo_kd_ros.doctor_checks import CHECKS
 from stereo_kd_ros.pair_measures import fit_levels, fit_rows, measure_pair, to_grey
 from stereo_kd_training import prune
 from stereo_kd_training.adapt.settings import AdaptError, AdaptSettings, RunFolder
-from stereo_kd_training.adapt.student import find_student
+from stereo_kd_training.adapt.student import Student, find_student
 from stereo_kd_training.adapt.teachers import NamedTeacher, open_teacher
 from stereo_kd_training.losses import smooth_l1_disparity
 from stereo_kd_training.networks import StereoNetwork
@@ -115,7 +115,9 @@ def look(run: RunFolder) -> dict[str, Any]:
         )
         run.say('look', f'teacher {probe["name"]}: {against}, {seconds}')
     run.progress('look', len(settings.bags) + 1, len(settings.bags) + 2, 'times')
-    times = _times(settings, network, camera)
+    if student.is_joined:
+        run.say('look', f'{student.name} is two models in one: the second stays as it is')
+    times = _times(settings, student, network, camera)
     run.say(
         'look',
         f'{camera.width}x{camera.height}, f {camera.fx:.1f} px, baseline {camera.baseline_m:.4f} '
@@ -288,24 +290,22 @@ def _probe(named: NamedTeacher, pairs: list[tuple[np.ndarray, np.ndarray]]) -> d
 
 
 def _times(
-    settings: AdaptSettings, network: StereoNetwork, camera: StereoCamera
+    settings: AdaptSettings, student: Student, network: StereoNetwork, camera: StereoCamera
 ) -> dict[str, Any]:
-    """Milliseconds of the student, and seconds of a training step.
+    """Milliseconds of the student and of a second model in its file, and seconds of a step.
 
     Raises:
         AdaptError: the latency that was asked for is out of reach.
     """
-    here_ms = prune.measure_latency_ms(
-        network, camera.height, camera.width, settings.latency_threads
-    )
+    size = camera.height, camera.width, settings.latency_threads
+    second_ms = student.second_ms(*size)
+    here_ms = prune.measure_latency_ms(network, *size) + second_ms
     scale = settings.student_ms / here_ms if settings.student_ms else 1.0
     wanted = settings.latency_ms
     if wanted is not None and here_ms * scale > wanted:
         smallest = copy.deepcopy(network)
         prune.prune_to_ratio(smallest, MOST_PRUNED, round_to=settings.round_to)
-        least = scale * prune.measure_latency_ms(
-            smallest, camera.height, camera.width, settings.latency_threads
-        )
+        least = scale * (prune.measure_latency_ms(smallest, *size) + second_ms)
         if least > wanted:
             raise AdaptError(
                 f'{wanted:g} ms at {camera.width}x{camera.height} is out of reach: the student '
@@ -315,6 +315,7 @@ def _times(
             )
     return {
         'student_ms': round(here_ms * scale, 3),
+        'second_ms': round(second_ms * scale, 3),
         'latency_scale': round(scale, 4),
         'step_seconds': round(_step_seconds(settings, network, camera), 3),
     }

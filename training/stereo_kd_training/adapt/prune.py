@@ -157,7 +157,9 @@ class _Clock:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._wanted_ms = HEADROOM * run.settings.latency_ms / run.facts('look')['latency_scale']
+        look = run.facts('look')
+        wanted_ms = HEADROOM * run.settings.latency_ms - look.get('second_ms', 0.0)
+        self._wanted_ms = wanted_ms / look['latency_scale']
         self._most_macs = math.inf
 
     def __call__(self, network: StereoNetwork) -> bool:

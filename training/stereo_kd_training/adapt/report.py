@@ -214,7 +214,7 @@ def _held_out_pictures(run: RunFolder) -> list[Picture]:
     order = np.argsort(gains)[::-1]
     places = np.linspace(0, len(order) - 1, min(_PICTURES, len(order))).round().astype(int)
     shipped = ModelMatcher(
-        find_student(run.settings.student).onnx(run.stage('look')), 'cpu', 'before'
+        find_student(run.settings.student).whole(run.stage('look')), 'cpu', 'before'
     )
     adapted = ModelMatcher(run.folder / run.facts('gate')['model'], 'cpu', 'after')
     pictures = []
