@@ -18,6 +18,7 @@ from stereo_kd_training.complexity import complexity  # noqa: E402
 from stereo_kd_training.export import export_network  # noqa: E402
 from stereo_kd_training.networks import NetworkError, create  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
+    _ConvolutionNorm,
     _Up,
     convex_upsample,
     correlation_volume,
@@ -25,7 +26,12 @@ from stereo_kd_training.networks.kestrel import (  # noqa: E402
     with_cells,
 )
 from stereo_kd_training.prune import prune_to_ratio, save_network  # noqa: E402
-from stereo_kd_training.train import LossWeights, load_weights, supervised_loss  # noqa: E402
+from stereo_kd_training.train import (  # noqa: E402
+    LossWeights,
+    keep_statistics,
+    load_weights,
+    supervised_loss,
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -108,6 +114,57 @@ def test_output_has_the_size_of_the_input_and_both_eyes_matter(size):
 
 def test_the_small_kestrel_has_the_size_it_is_described_with():
     assert create('kestrel').parameter_count() == 473_698
+
+
+def test_kept_statistics_are_folded_in_training_to_the_same_answers_and_gradients(monkeypatch):
+    torch.manual_seed(3)
+    network = create('kestrel', **TINY).double()
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias)
+    network.train()
+    keep_statistics(network)
+    images = [torch.randint(0, 256, (2, 3, 64, 96)).double() for _ in range(2)]
+    asked = []
+    plain = torch.nn.BatchNorm2d.forward
+    monkeypatch.setattr(
+        torch.nn.BatchNorm2d, 'forward', lambda norm, x: asked.append(norm) or plain(norm, x)
+    )
+
+    def learnt() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        asked.clear()
+        network.zero_grad()
+        answer = network(*images)
+        (answer.disparity.square().mean() + answer.logits[0].square().mean()).backward()
+        learning = [(n, p.grad) for n, p in network.named_parameters() if p.grad is not None]
+        gradients = {name: gradient.clone() for name, gradient in learning}
+        return answer.disparity.detach(), gradients
+
+    disparity, gradients = learnt()
+    assert not asked
+    monkeypatch.setattr(_ConvolutionNorm, 'forward', torch.nn.Sequential.forward)
+    expected, of_both = learnt()
+    assert set(asked) == set(norms)
+    assert len(gradients) > len(norms)
+    torch.testing.assert_close(disparity, expected)
+    torch.testing.assert_close(gradients, of_both)
+    # Who listens to a layer hears it.
+    monkeypatch.undo()
+    heard = []
+    norms[0].register_forward_hook(lambda *_: heard.append(1))
+    network(*images)
+    assert heard
+
+
+def test_statistics_that_are_learnt_are_learnt():
+    network = create('kestrel', **TINY).train()
+    norm = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    network(*(torch.rand(2, 2, 3, 64, 96) * 255))
+    assert not torch.equal(norm.running_mean, before)
 
 
 def test_a_range_that_is_no_multiple_of_four_is_refused():

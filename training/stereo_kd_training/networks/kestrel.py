@@ -78,7 +78,35 @@ def conv_bn(
     ]
     if activation:
         layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+    return _ConvolutionNorm(*layers)
+
+
+class _ConvolutionNorm(nn.Sequential):
+    """A convolution without bias, its batch norm and what follows.
+
+    In a training that keeps the norm's statistics (`keep_statistics`) both are one convolution:
+    the same answers and gradients but for rounding, and fewer passes over the maps. Not where
+    somebody listens to either, as DepGraph does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, norm, *rest = self
+        heard = convolution._forward_hooks or norm._forward_hooks
+        if norm.training or not self.training or heard:
+            return super().forward(x)
+        weight, bias = _folded(convolution, norm)
+        y = F.conv2d(
+            x,
+            weight,
+            bias,
+            convolution.stride,
+            convolution.padding,
+            convolution.dilation,
+            convolution.groups,
+        )
+        for layer in rest:
+            y = layer(y)
+        return y
 
 
 class InvertedResidual(nn.Module):
@@ -115,7 +143,11 @@ class _Convolution(nn.Module):
 
 @torch.no_grad()
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and its batch norm in one."""
+    """Weight and bias of a convolution and its batch norm in one, which do not learn."""
+    return _folded(convolution, norm)
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     weight = convolution.weight * scale.view(-1, 1, 1, 1)
     return weight, norm.bias - norm.running_mean * scale
