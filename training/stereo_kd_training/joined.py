@@ -181,7 +181,7 @@ def first_alone(path: str | Path) -> Iterator[Path]:
     if not is_joined(manifest):
         yield path
         return
-    _logger.warning('%s is two models in one: the first is taken, alone', path.name)
+    _logger.warning('%s is two models in one: taken is the first', path.name)
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / path.name
         write_first(path, alone)
