@@ -200,7 +200,7 @@ def bench_table(report: dict[str, Any]) -> Table:
 def node_table(report: dict[str, Any]) -> Table:
     """What each run of the node was, and below one another what it took."""
     table = table_of(
-        'run', 'dropped %', 'ms, p50 / p95 / p99', title=report['machine']['cpu'], lines=True
+        'run', 'dropped', 'ms, p50 / p95 / p99', title=report['machine']['cpu'], lines=True
     )
     for row in report['rows']:
         stages = ', '.join(f'{stage} {taken:.1f}' for stage, taken in row['stage_ms'].items())
@@ -208,7 +208,7 @@ def node_table(report: dict[str, Any]) -> Table:
             f'{row["subject"]}\n{row["provider"]}, {row["threads"]} thr\n'
             f'{row["width"]}x{row["height"]} at {row["rate_hz"]:g} Hz\n'
             + row['place'].replace('_', ' '),
-            f'{row["dropped_percent"]:.1f} of {row["pairs_sent"]}',
+            f'{row["dropped_percent"]:.1f} % of {row["pairs_sent"]}',
             f'engine alone {_ranks(row["bare_ms"])}\n'
             f'stamp to publish {_ranks(row["stamp_to_publish_ms"])}\n'
             f'of which {stages}',
