@@ -116,6 +116,11 @@ class Painter:
             crop = cv2.flip(crop, 1)
         return self.recolour(crop, weak)
 
+    def figure(self, shape: str) -> str:
+        """One of `SHAPES`, or a whole sheet in place of a thin one where nothing shall be thin."""
+        thin = 'thin' in self.without and shape in THIN_SHAPES
+        return 'rectangle' if thin else shape
+
     def _synthetic(self, kinds: tuple[int, ...]) -> int:
         kind = kinds[int(self.rng.integers(len(kinds)))]
         return kind + TEXTURE_KINDS * int(self.rng.integers(ATLAS_SIZE // TEXTURE_KINDS))
@@ -469,8 +474,8 @@ class _Scene:
     ) -> None:
         """A masked sheet centred at left pixel (x, y), standing at ``disparity`` there."""
         rng = self.rng
+        shape = self.painter.figure(shape)
         if 'thin' in self.painter.without:
-            shape = 'rectangle' if shape in THIN_SHAPES else shape
             width, height = max(width, STOUT_PX), max(height, STOUT_PX)
         columns, rows = max(3, round(width)), max(3, round(height))
         if columns > 2 * self.width or rows > 2 * self.height:

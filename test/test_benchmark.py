@@ -450,11 +450,17 @@ def test_tables_of_timings_are_whole_in_a_terminal_of_80_columns(monkeypatch):
     row = {
         'subject': 'kestrel_medium', 'provider': 'openvino', 'threads': 2, 'width': 1280,
         'height': 720, 'rate_hz': 30.0, 'place': 'one_process', 'pairs_sent': 150,
+        'sent_hz': 29.4,
         'dropped_percent': 4.7, 'bare_ms': ranks, 'stamp_to_publish_ms': ranks,
         'stage_ms': dict.fromkeys(stages, 122.7),
     }  # fmt: skip
     text = shown(lambda: bench_command.node_table({**report, 'rows': [row]}), 80, monkeypatch)
-    assert '…' not in text and '1280x720 at 30 Hz' in text and 'publish 122.7' in text
+    assert (
+        '…' not in text
+        and '1280x720 at 30 Hz' in text
+        and 'at 29.4 Hz' in text
+        and 'publish 122.7' in text
+    )
     assert 'stamp to publish 128.8 / 159.9 / 285.0' in text
 
 

@@ -208,7 +208,8 @@ def node_table(report: dict[str, Any]) -> Table:
             f'{row["subject"]}\n{row["provider"]}, {row["threads"]} thr\n'
             f'{row["width"]}x{row["height"]} at {row["rate_hz"]:g} Hz\n'
             + row['place'].replace('_', ' '),
-            f'{row["dropped_percent"]:.1f} % of {row["pairs_sent"]}',
+            f'{row["dropped_percent"]:.1f} %\nof {row["pairs_sent"]} sent\n'
+            f'at {row["sent_hz"]:.1f} Hz',
             f'engine alone {_ranks(row["bare_ms"])}\n'
             f'stamp to publish {_ranks(row["stamp_to_publish_ms"])}\n'
             f'of which {stages}',

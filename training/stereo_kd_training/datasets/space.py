@@ -14,7 +14,6 @@ import numpy as np
 from stereo_kd_ros.procedural import (
     SHAPES,
     STOUT_PX,
-    THIN_SHAPES,
     Painter,
     mirrored_pyramid,
     tile_pyramid,
@@ -287,9 +286,7 @@ class Space:
         columns = int(np.clip(160 / math.sqrt(aspect), 24, 320))
         rows = int(np.clip(160 * math.sqrt(aspect), 24, 320))
         mask = np.zeros((rows, columns), np.uint8)
-        if 'thin' in self.painter.without and shape in THIN_SHAPES:
-            shape = 'rectangle'
-        SHAPES[shape](self.rng, mask)
+        SHAPES[self.painter.figure(shape)](self.rng, mask)
         return self.quad(corner, edge_u, edge_v, material, light, mask=mask)
 
     def facing(self, x: float, z: float, wide: float) -> np.ndarray:
