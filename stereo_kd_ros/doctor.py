@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -34,9 +34,11 @@ from stereo_kd_ros.pair_measures import (
     Estimate,
     PairMeasure,
     blocked_regions,
+    finished,
     fit_levels,
     fit_rows,
     measure_pair,
+    measuring,
     scene_changes,
     sharpness_ratio,
     to_grey,
@@ -318,6 +320,12 @@ class OnlineDoctor:
         Raises:
             DoctorError: the sizes differ.
         """
+        return finished(self.feeding(left, right, now_s))
+
+    def feeding(
+        self, left: NDArray[np.uint8], right: NDArray[np.uint8], now_s: float
+    ) -> Generator[None, None, tuple[Finding, ...] | None]:
+        """`feed` in steps of a few milliseconds; to be gone through before the next pair."""
         if not self.due(now_s):
             return None
         _require_same_size(left, right, None)
@@ -326,10 +334,12 @@ class OnlineDoctor:
             self.forget()
             self._size = size
         self._last_s = now_s
-        # Reduced before the conversion to grey: most of the cost is in touching every pixel.
-        first, scale = _reduced(left, self._width_px)
-        second, _ = _reduced(right, self._width_px)
-        self._measures.append(measure_pair(to_grey(first), to_grey(second), features=250))
+        # Grey before it is reduced: the mean over fractions of pixels costs most.
+        first, scale = _reduced(to_grey(left), self._width_px)
+        second, _ = _reduced(to_grey(right), self._width_px)
+        yield
+        self._measures.append((yield from measuring(first, second, features=250)))
+        yield
         offset = 0.0 if self._camera is None else self._camera.cx_offset_px
         judged = _judge_pictures(list(self._measures), scale, offset, _SCENE_ERROR_PX)
         self.findings = tuple(f for f in judged if f.check in self.CHECKS)

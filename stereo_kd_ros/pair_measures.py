@@ -12,8 +12,9 @@ come the rows of the two eyes (`fit_rows`), their brightness (`fit_levels`) and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+T = TypeVar('T')
 
 FEWEST_MATCHES = 40
 """Of all frames together; fewer carry no statement."""
@@ -172,13 +174,31 @@ def measure_pair(left: Grey, right: Grey, features: int = _FEATURES) -> PairMeas
         right: (H, W) uint8.
         features: corners looked for in each eye.
     """
+    return finished(measuring(left, right, features))
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """What steps come to, taken one right after the other."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def measuring(
+    left: Grey, right: Grey, features: int = _FEATURES
+) -> Generator[None, None, PairMeasure]:
+    """`measure_pair` in steps, for who must not keep a processor longer than one of them takes."""
     height, width = left.shape
-    first, second = _match_corners(left, right, features)
+    first, second = yield from _match_corners(left, right, features)
+    yield
     smooth_left, smooth_right = (cv2.blur(eye, (_PATCH_PX, _PATCH_PX)) for eye in (left, right))
     even = _with_levels_of(
         right, _sample(smooth_left, first), _sample(smooth_right, second), smooth_left
     )
     first, second = _refine(left, even, first, second)
+    yield
     detail_left, detail_right = (
         cv2.blur(cv2.absdiff(eye, cv2.blur(eye, (3, 3))).astype(np.float32), (11, 11))
         for eye in (left, right)
@@ -348,8 +368,10 @@ def blocked_regions(measures: Sequence[PairMeasure]) -> list[BlockedRegion]:
     return sorted(regions, key=lambda region: -region.share)
 
 
-def _match_corners(left: Grey, right: Grey, features: int) -> tuple[Floats, Floats]:
-    """Corners that are each other's best match within the band of rows, (N, 2) each."""
+def _match_corners(
+    left: Grey, right: Grey, features: int
+) -> Generator[None, None, tuple[Floats, Floats]]:
+    """Corners that are each other's best match within the band of rows, (N, 2) each; in steps."""
     nothing = np.empty((0, 2), np.float32)
     detector = cv2.ORB_create(nfeatures=features, fastThreshold=10)
     found = []
@@ -358,6 +380,7 @@ def _match_corners(left: Grey, right: Grey, features: int) -> tuple[Floats, Floa
         if descriptors is None or len(corners) < 2:
             return nothing, nothing
         found.append((np.array([corner.pt for corner in corners], np.float32), descriptors))
+        yield
     (first, described), (second, described_right) = found
     distance = _differing_bits(described, described_right)
     band = max(_LEAST_BAND_PX, _ROW_BAND * left.shape[0])

@@ -4,16 +4,18 @@
 
 The worker offers each pair after it has been published; the look happens in a thread of its own,
 on the newest pair offered, and costs 10 to 20 ms of one core. Nothing waits for it and nothing
-depends on it. After a look the thread rests for fifty times as long as it took, so that it never
-uses more than 2 % of a core. What is found stands until the same check finds it right; each change
-is logged once.
+depends on it. It is taken in steps of a few milliseconds, one after each published pair: all at
+once it held a processor for longer than there is between two pairs, and where inference wants all
+of them, two or three pairs came late or were dropped. After a look the thread rests for fifty
+times as long as it took, so that it never uses more than 2 % of a core. What is found stands until
+the same check finds it right; each change is logged once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +33,10 @@ from stereo_kd_ros.pairing import Mailbox
 
 PERIOD_S = 2.0
 REST_PER_LOOK = 50.0
+# A step waits no longer for the next pair: where pairs are this rare there is time between them.
+STEP_WAIT_S = 0.1
 STOP_TIMEOUT_S = 30.0
+_ENDED = object()
 INFO_CHECKS = ('calibrated', 'baseline', 'same_projection', 'cx_offset')
 CHECKS = (*INFO_CHECKS, *OnlineDoctor.CHECKS)
 # Worth a line in the log, and no fault of the depth published here.
@@ -54,7 +59,7 @@ class WatchReport:
 
     Attributes:
         pairs: looked at since it began or forgot.
-        look_ms: how long the last look took.
+        look_ms: how long the steps of the last look took together.
         failure: why the last look failed; empty when it did not.
         answers: the last answer of each check that has given one.
         standing: what is wrong, gravest first.
@@ -82,6 +87,7 @@ class CalibrationWatch:
     def __init__(self, on_change: Callable[[str, bool], None]) -> None:
         self._on_change = on_change
         self._lock = threading.Lock()
+        self._published = threading.Event()
         self._offers: Mailbox[Offer] | None = None
         self._thread: threading.Thread | None = None
         self._next_s = 0.0
@@ -97,11 +103,12 @@ class CalibrationWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, after the look it is at."""
+        """Ends the thread, after the step it is at."""
         offers, self._offers = self._offers, None
         thread, self._thread = self._thread, None
         if offers is not None and thread is not None:
             offers.close()
+            self._published.set()
             thread.join(STOP_TIMEOUT_S)
         self.forget()
 
@@ -112,8 +119,12 @@ class CalibrationWatch:
             self._next_s = 0.0
 
     def offer(self, offer: Offer) -> None:
-        """Leaves a pair for the next look when that is due; returns at once."""
+        """Leaves a pair for the next look when that is due; returns at once.
+
+        Every call says that a pair has just been published, which is when a step is taken.
+        """
         offers = self._offers
+        self._published.set()
         if offers is not None and time.monotonic() >= self._next_s:
             offers.put(offer)
 
@@ -143,18 +154,31 @@ class CalibrationWatch:
             if offer is None or began_s < self._next_s:
                 continue
             self._next_s = began_s + PERIOD_S
-            try:
-                self._look(offer)
-            except Exception as error:  # depth must not end because its doctor is ill
-                self._note_failure(f'{type(error).__name__}: {error}')
+            look_s = self._take_steps(self._look(offer), offers)
             # Two pictures, which nobody needs while the thread rests.
             del offer
-            look_s = time.monotonic() - began_s
             with self._lock:
                 self._look_ms = look_s * 1e3
             self._next_s = began_s + max(PERIOD_S, REST_PER_LOOK * look_s)
 
-    def _look(self, offer: Offer) -> None:
+    def _take_steps(self, look: Iterator[None], offers: Mailbox[Offer]) -> float:
+        """Goes through a look, a step after each pair; returns the seconds that these took."""
+        took_s = 0.0
+        more = True
+        while more and not offers.closed:
+            self._published.clear()
+            began_s = time.monotonic()
+            try:
+                more = next(look, _ENDED) is not _ENDED
+            except Exception as error:  # depth must not end because its doctor is ill
+                self._note_failure(f'{type(error).__name__}: {error}')
+                more = False
+            took_s += time.monotonic() - began_s
+            if more:
+                self._published.wait(STEP_WAIT_S)
+        return took_s
+
+    def _look(self, offer: Offer) -> Iterator[None]:
         camera = usable_camera(offer.left_info, offer.right_info)
         with self._lock:
             if camera != self._camera:
@@ -169,7 +193,8 @@ class CalibrationWatch:
         ]
         with_pictures = offer.left_rgb is not None and offer.right_rgb is not None
         if with_pictures:
-            found += doctor.feed(offer.left_rgb, offer.right_rgb, time.monotonic()) or ()
+            looked = yield from doctor.feeding(offer.left_rgb, offer.right_rgb, time.monotonic())
+            found += looked or ()
         with self._lock:
             if doctor is not self._doctor:
                 return

@@ -48,6 +48,7 @@ def drive() -> list[Pair]:
 def _looks_at_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_watch, 'PERIOD_S', 0.0)
     monkeypatch.setattr(calibration_watch, 'REST_PER_LOOK', 0.0)
+    monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', 0.0)
 
 
 class Session:
@@ -225,10 +226,11 @@ def test_it_forgets_with_deactivation_and_with_another_camera(session: Session) 
 def test_a_doctor_who_fails_never_touches_depth(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
+    def broken(*_: object) -> Iterator[None]:
+        yield
         raise RuntimeError('no stethoscope')
 
-    monkeypatch.setattr(OnlineDoctor, 'feed', broken)
+    monkeypatch.setattr(OnlineDoctor, 'feeding', broken)
     for _ in range(5):
         session.send()
     wait_until(lambda: session.send() or session.rig.node.watch.report().failure, TIMEOUT_S)
@@ -254,12 +256,12 @@ def test_the_worker_never_waits_for_a_slow_doctor(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def slow(*_: object, **__: object) -> tuple[()]:
+    def slow(*_: object) -> Iterator[None]:
         begun.set()
         may_end.wait(TIMEOUT_S)
-        return ()
+        yield
 
-    monkeypatch.setattr(OnlineDoctor, 'feed', slow)
+    monkeypatch.setattr(OnlineDoctor, 'feeding', slow)
     try:
         wait_until(lambda: session.send() or begun.is_set(), TIMEOUT_S)
         published = session.rig.node.counts()['pairs_published']
@@ -268,6 +270,56 @@ def test_the_worker_never_waits_for_a_slow_doctor(
         assert session.rig.node.counts()['pairs_published'] == published + 5
     finally:
         may_end.set()
+
+
+def test_a_look_goes_on_by_a_step_when_a_pair_has_been_published(
+    drive: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def in_steps(*_: object) -> Iterator[None]:
+        for step in range(3):
+            taken.append(step)
+            yield
+
+    monkeypatch.setattr(OnlineDoctor, 'feeding', in_steps)
+    monkeypatch.setattr(calibration_watch, 'PERIOD_S', 3600.0)
+    monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', TIMEOUT_S)
+    watch = CalibrationWatch(lambda sentence, is_bad: None)
+    watch.start()
+    try:
+        for steps in (1, 2, 3):
+            watch.offer(Offer(*INFOS, *drive[0]))
+            wait_until(lambda steps=steps: len(taken) == steps, TIMEOUT_S)
+            threading.Event().wait(0.1)
+            assert len(taken) == steps
+            assert watch.report().pairs == 0
+        watch.offer(Offer(*INFOS, *drive[0]))
+        wait_until(lambda: watch.report().pairs == 1, TIMEOUT_S)
+    finally:
+        watch.stop()
+
+
+def test_a_look_does_not_wait_for_pairs_that_do_not_come(
+    drive: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', 0.1)
+    watch = CalibrationWatch(lambda sentence, is_bad: None)
+    watch.start()
+    try:
+        watch.offer(Offer(*INFOS, *drive[0]))
+        wait_until(lambda: watch.report().pairs == 1, TIMEOUT_S)
+    finally:
+        watch.stop()
+    # Nor does the end wait for the look.
+    monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', TIMEOUT_S)
+    watch.start()
+    watch.offer(Offer(*INFOS, *drive[0]))
+    threading.Event().wait(0.2)
+    watch.stop()
+    assert watch.report().pairs == 0
+    left = [t for t in threading.enumerate() if t.name == 'calibration_watch' and t.is_alive()]
+    assert not left
 
 
 def test_looks_are_rare_and_a_long_one_is_followed_by_a_long_rest(
