@@ -231,6 +231,30 @@ def test_dtpnet_variants_run(options):
     network(*random_pair(batch=2)).disparity.mean().backward()
 
 
+@pytest.mark.parametrize('shift_px', [8, 24, 40])
+def test_dtpnet_may_start_as_a_matcher(shift_px):
+    torch.manual_seed(5)
+    options = {'volume': 'iterative', 'head': 'quarter', 'max_disparity_px': 64}
+    network = create('dtpnet', **options, starts_matching=True).train()
+    texture = torch.rand(1, 3, 96, 224 + shift_px)
+    with torch.no_grad():
+        answer = network(texture[..., :224], texture[..., shift_px:])
+    # Of the cells whose counterpart lies in the picture, whatever is found.
+    found = answer.logits[0].argmax(1)[..., 16:-2]
+    right = ((found - shift_px).abs() <= 4).float().mean()
+    assert right > 0.85
+    plain, started = (
+        sum(value.numel() for value in create('dtpnet', **options, **more).parameters())
+        for more in ({}, {'starts_matching': True})
+    )
+    assert plain == started
+
+
+def test_dtpnet_that_shifts_nothing_cannot_start_as_a_matcher():
+    with pytest.raises(NetworkError, match="starts_matching needs volume 'iterative'"):
+        create('dtpnet', starts_matching=True)
+
+
 @pytest.mark.parametrize('name', ['anynet', 'compact_stereonet'])
 def test_early_exits_are_the_stages_of_the_whole(name):
     torch.manual_seed(3)

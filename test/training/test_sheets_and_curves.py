@@ -84,6 +84,28 @@ def test_curves_command_draws_a_panel_per_scalar(tmp_path: Path, run: Path):
     assert cv2.imread(str(out)).shape[0] > 1.3 * cv2.imread(str(alone)).shape[0]
 
 
+def test_a_run_has_one_colour_in_all_panels_and_its_name_whatever_it_logged(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without = write_log(tmp_path / 'not validated', [{'step': s, 'train/loss': 5} for s in (1, 9)])
+    drawn = []
+    monkeypatch.setattr('matplotlib.pyplot.close', drawn.append)
+    plot_curves([without, run], tmp_path / 'x.png')
+    monkeypatch.undo()
+    (figure,) = drawn
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ['not validated', 'first']
+    validation, loss = figure.axes
+    colours = [line.get_color() for line in legend.get_lines()]
+    assert [line.get_color() for line in validation.lines] == colours[1:]
+    assert [line.get_color() for line in loss.lines] == colours
+    # A single value is to be seen, too.
+    once = write_log(tmp_path / 'once', [{'step': 5, 'validation/bad3': 7.0}])
+    monkeypatch.setattr('matplotlib.pyplot.close', drawn.append)
+    plot_curves([once], tmp_path / 'y.png')
+    assert drawn[1].axes[0].lines[0].get_marker() == 'o'
+
+
 def test_sheet_command_draws_the_pairs_of_a_pool(tmp_path: Path):
     generate_pool(tmp_path / 'pool', 3, 32, 64, seed=2, progress=False, scenes='mixed')
     out = tmp_path / 'sheet.png'

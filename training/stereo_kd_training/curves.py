@@ -81,7 +81,7 @@ def plot_curves(runs: Sequence[str | Path], path: str | Path) -> dict[str, int]:
     import matplotlib
 
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot
 
     logs = {}
     for run in runs:
@@ -97,12 +97,13 @@ def plot_curves(runs: Sequence[str | Path], path: str | Path) -> dict[str, int]:
         len(panels), 1, figsize=(9, 2.4 * len(panels)), sharex=True, layout='constrained'
     )
     for axis, (key, title) in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
-        for name, log in logs.items():
+        for index, log in enumerate(logs.values()):
             if key not in log:
                 continue
             steps, values = zip(*log[key], strict=True)
-            smooth = key == 'train/loss'
-            axis.plot(steps, running_mean(values) if smooth else values, label=name)
+            drawn = running_mean(values) if key == 'train/loss' else values
+            # One value alone, as of a run that is validated at its end, is no line.
+            axis.plot(steps, drawn, color=f'C{index}', marker='o' if len(steps) == 1 else None)
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
         if key != 'train/learning_rate':
@@ -110,7 +111,8 @@ def plot_curves(runs: Sequence[str | Path], path: str | Path) -> dict[str, int]:
             axis.yaxis.set_major_formatter('{x:g}')
             axis.yaxis.set_minor_formatter('{x:g}')
             axis.tick_params(axis='y', which='minor', labelsize=7)
-    figure.axes[0].legend()
+    names = [lines.Line2D([], [], color=f'C{index}') for index in range(len(logs))]
+    figure.legend(names, list(logs), loc='outside upper center', ncols=min(len(logs), 4))
     figure.axes[-1].set_xlabel('step')
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

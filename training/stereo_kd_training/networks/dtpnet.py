@@ -69,6 +69,9 @@ from stereo_kd_training.networks.cost_volume import in_view, interlaced, shifted
 VOLUMES = ('channel', 'iterative')
 # Disparities of the iterative volume that are scored together.
 _TOGETHER = 4
+# Of a network that starts as a matcher: what is left of the weights that have no part in that, and
+# what a standard deviation of the matching score is worth in logits.
+_NOISE, _SHARPNESS = 0.1, 4.0
 # setting -> (blocks in F2, F3 and F4 present, volume, hourglasses): Table II of the paper
 _SETTINGS = {
     1: (16, True, 'iterative', 3),
@@ -175,6 +178,34 @@ class IterativeVolume(nn.Module):
         self.squeeze = nn.Sequential(*squeeze)
         self.score = nn.Sequential(conv_bn_2d(16, 1, 1), nn.ReLU())
 
+    @torch.no_grad()
+    def start_as_differences(self) -> None:
+        """Begin as the sum of absolute differences of the two views' features.
+
+        Half of the first filters are one view's channel less the other's, and this the other way
+        round, so that their sum after the ReLU is the absolute difference; the next add these up
+        over channels and over 3x3 cells, and are two again, of either sign. All other weights are
+        what they were, by `_NOISE` smaller.
+        """
+        first, second, third = (each for each in self.squeeze if isinstance(each, nn.Conv3d))
+        (score,) = (each for each in self.score.modules() if isinstance(each, nn.Conv2d))
+        for convolution in (first, second, third, score):
+            convolution.weight.mul_(_NOISE)
+        planes = first.kernel_size[0]
+        for filter_, (channel, sign) in enumerate(
+            itertools.product(range(0, planes, 2), (1.0, -1.0))
+        ):
+            first.weight[filter_] = 0.0
+            first.weight[filter_, 0, channel, 1, 1] = sign
+            first.weight[filter_, 0, channel + 1, 1, 1] = -sign
+        for filter_, sign in enumerate((-1.0, 1.0)):
+            second.weight[filter_] = 0.0
+            second.weight[filter_, :planes] = sign / second.weight[filter_, :planes].numel()
+            third.weight[filter_] = 0.0
+            for taken, of_sign in enumerate((-sign, sign)):
+                third.weight[filter_, taken] = of_sign / third.weight[filter_, taken].numel()
+        score.weight[0, :2, 0, 0] = score.weight.new_tensor((1.0, -1.0))
+
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self._squeezed(self.narrow(left), self.narrow(right))
 
@@ -256,6 +287,8 @@ class DTPNet(ChoiceOfHead, StereoNetwork):
         hourglasses: how many in a row; 0 is the paper's ablation without one.
         spp: spatial pyramid pooling on F2.
         head: 'paper' or 'quarter'; may be changed on a built network.
+        starts_matching: begin as a matcher of absolute differences, of features that are random
+            still, in place of at chance; it has the same parameters. Of the iterative volume only.
     """
 
     stride = 16
@@ -270,6 +303,7 @@ class DTPNet(ChoiceOfHead, StereoNetwork):
         hourglasses: int | None = None,
         spp: bool = False,
         head: str = 'paper',
+        starts_matching: bool = False,
     ):
         super().__init__()
         check_multiple('DTPNet', 'max_disparity_px', max_disparity_px, 4)
@@ -291,6 +325,27 @@ class DTPNet(ChoiceOfHead, StereoNetwork):
         self.hourglasses = nn.Sequential(*(Hourglass2d(bins) for _ in range(count)))
         self.to_disparities = nn.Conv2d(bins, max_disparity_px, 1)
         initialize(self)
+        if starts_matching:
+            self._start_matching()
+
+    @torch.no_grad()
+    def _start_matching(self) -> None:
+        """The volume's scores, interpolated to single pixels, are the logits at first."""
+        if not isinstance(self.volume, IterativeVolume):
+            raise NetworkError(
+                "DTPNet: starts_matching needs volume 'iterative'; the other shifts nothing, so "
+                'that it cannot begin as a matcher'
+            )
+        self.volume.start_as_differences()
+        for hourglass in self.hourglasses:
+            # Only the way round it, as it is.
+            nn.init.zeros_(hourglass.conv6[1].weight)
+            nn.init.zeros_(hourglass.redir1.conv[-1].weight)
+        pixels, bins = (
+            torch.arange(n, dtype=torch.float32) for n in self.to_disparities.weight.shape[:2]
+        )
+        shares = (1.0 - (pixels[:, None] / 4.0 - bins).abs()).clamp_min(0.0)
+        self.to_disparities.weight.copy_(_SHARPNESS * shares[..., None, None])
 
     def extract(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/4, W/4)."""
