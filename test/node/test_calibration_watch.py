@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def _looks_at_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_watch, 'PERIOD_S', 0.0)
     monkeypatch.setattr(calibration_watch, 'REST_PER_LOOK', 0.0)
     monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', 0.0)
+
+
+@contextmanager
+def watching() -> Iterator[CalibrationWatch]:
+    """A watch without a node."""
+    watch = CalibrationWatch(lambda sentence, is_bad: None)
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
 
 
 class Session:
@@ -285,9 +297,7 @@ def test_a_look_goes_on_by_a_step_when_a_pair_has_been_published(
     monkeypatch.setattr(OnlineDoctor, 'feeding', in_steps)
     monkeypatch.setattr(calibration_watch, 'PERIOD_S', 3600.0)
     monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', TIMEOUT_S)
-    watch = CalibrationWatch(lambda sentence, is_bad: None)
-    watch.start()
-    try:
+    with watching() as watch:
         for steps in (1, 2, 3):
             watch.offer(Offer(*INFOS, *drive[0]))
             wait_until(lambda steps=steps: len(taken) == steps, TIMEOUT_S)
@@ -296,28 +306,20 @@ def test_a_look_goes_on_by_a_step_when_a_pair_has_been_published(
             assert watch.report().pairs == 0
         watch.offer(Offer(*INFOS, *drive[0]))
         wait_until(lambda: watch.report().pairs == 1, TIMEOUT_S)
-    finally:
-        watch.stop()
 
 
 def test_a_look_does_not_wait_for_pairs_that_do_not_come(
     drive: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', 0.1)
-    watch = CalibrationWatch(lambda sentence, is_bad: None)
-    watch.start()
-    try:
+    with watching() as watch:
         watch.offer(Offer(*INFOS, *drive[0]))
         wait_until(lambda: watch.report().pairs == 1, TIMEOUT_S)
-    finally:
-        watch.stop()
     # Nor does the end wait for the look.
     monkeypatch.setattr(calibration_watch, 'STEP_WAIT_S', TIMEOUT_S)
-    watch.start()
-    watch.offer(Offer(*INFOS, *drive[0]))
-    threading.Event().wait(0.2)
-    watch.stop()
-    assert watch.report().pairs == 0
+    with watching() as watch:
+        watch.offer(Offer(*INFOS, *drive[0]))
+        threading.Event().wait(0.2)
     left = [t for t in threading.enumerate() if t.name == 'calibration_watch' and t.is_alive()]
     assert not left
 
@@ -326,28 +328,21 @@ def test_looks_are_rare_and_a_long_one_is_followed_by_a_long_rest(
     drive: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_watch, 'PERIOD_S', 3600.0)
-    watch = CalibrationWatch(lambda sentence, is_bad: None)
-    watch.start()
-    try:
+    with watching() as watch:
         watch.offer(Offer(*INFOS, *drive[0]))
         wait_until(lambda: watch.report().pairs == 1, TIMEOUT_S)
         for _ in range(20):
             watch.offer(Offer(*INFOS, *drive[1]))
         threading.Event().wait(0.2)
         assert watch.report().pairs == 1
-    finally:
-        watch.stop()
     monkeypatch.setattr(calibration_watch, 'PERIOD_S', 0.0)
     monkeypatch.setattr(calibration_watch, 'REST_PER_LOOK', 1e9)
-    watch.start()
-    try:
+    with watching() as watch:
         watch.offer(Offer(*INFOS, *drive[0]))
         wait_until(lambda: watch.report().pairs == 1 and watch.report().look_ms, TIMEOUT_S)
         watch.offer(Offer(*INFOS, *drive[1]))
         threading.Event().wait(0.2)
         assert watch.report().pairs == 1
-    finally:
-        watch.stop()
 
 
 def test_a_model_of_another_camera_is_pointed_out(
