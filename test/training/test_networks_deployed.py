@@ -10,6 +10,8 @@ torch = pytest.importorskip('torch', reason='training needs torch')
 import torch.nn.functional as F  # noqa: E402
 
 from stereo_kd_training.networks import deployed  # noqa: E402
+from stereo_kd_training.networks.base import IMAGENET_MEAN  # noqa: E402
+from stereo_kd_training.networks.confidence import local_range  # noqa: E402
 from stereo_kd_training.networks.kestrel import (  # noqa: E402
     convex_upsample,
     correlation_volume,
@@ -139,7 +141,7 @@ def test_a_file_whose_stem_resizes_gives_its_weights_back(tmp_path, cell):
     path, size = tmp_path / 'stem.onnx', tuple(2 * stride for stride in network.strides)
     export_network(network, path, sizes=(size, (size[0] - 5, size[1] - 3)))
     names = {node.name for node in onnx.load(path).graph.node}
-    assert '/network/encoder/tall_stem/Conv' in names
+    assert '/network/encoder/level_stem/Conv' in names
     assert not any('/encoder/stem/' in name for name in names)
     found = load_shipped(path)
     images = torch.rand(2, 1, 3, *size)
@@ -147,9 +149,32 @@ def test_a_file_whose_stem_resizes_gives_its_weights_back(tmp_path, cell):
         torch.testing.assert_close(
             found(*images).disparity, network(*images).disparity, atol=1e-3, rtol=0
         )
-    with deployed.without('stem'):
+    with deployed.without('stem', 'levels'):
         export_network(network, path, sizes=(size,))
-    assert '/network/encoder/tall_stem/Conv' not in {n.name for n in onnx.load(path).graph.node}
+    assert '/network/encoder/stem/stem.0/Conv' in {n.name for n in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize(('cell', 'stem'), [((6, 4), 'tall_stem'), ((4, 4), 'stem/stem.0')])
+def test_a_file_of_before_whose_zero_was_no_whole_level(tmp_path, seeded, cell, stem):
+    from stereo_kd_training.networks.shipped import load_shipped
+
+    torch.manual_seed(1)
+    options = {**TINY, 'max_disparity_px': 12 * cell[1], **cells(cell)}
+    network = create('kestrel', **options).eval()
+    network.mean.copy_(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+    path = tmp_path / 'before.onnx'
+    with deployed.without('levels'):
+        export_network(network, path, sizes=(tuple(2 * stride for stride in network.strides),))
+    assert f'/network/encoder/{stem}/Conv' in {n.name for n in onnx.load(path).graph.node}
+    # It is found to answer as the file, and then brought to the zero of today.
+    now = load_shipped(path)
+    assert not torch.equal(now.mean, network.mean)
+    image = torch.randint(0, 256, (1, 3, 24, 32), generator=seeded).float()
+    with torch.no_grad():
+        before, found = (of.encoder.stem(of.normalize(image)) for of in (network, now))
+    # The first row and column look beyond the image.
+    inside = (..., slice(1, None), slice(1, None))
+    torch.testing.assert_close(found[inside], before[inside], atol=1e-4, rtol=1e-4)
 
 
 def test_bytes_are_normalised_and_padded_alike(seeded):
@@ -161,8 +186,42 @@ def test_bytes_are_normalised_and_padded_alike(seeded):
     assert found.shape == (2, 3, 8, 16)
     torch.testing.assert_close(found, expected)
     # by hand: what continues a picture is its last pixel
-    red = (image[1, 4, 6, 0].item() / 255 - 0.485) / 0.229
+    red = (image[1, 4, 6, 0].item() - 124) / 255 / 0.229
     assert found[1, 0, 7, 15].item() == pytest.approx(red, abs=1e-5)
+
+
+def test_bf16_holds_every_byte_as_a_graph_reads_it():
+    network = create('kestrel', **TINY)
+    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    whole = deployed.whole_levels(*network.normalisation)
+    levels = deployed.normalised(image, [0, 0, 0, 0], *whole)
+    assert torch.equal(levels.bfloat16().float(), levels)
+    # Normalised as in training, bright ones are off by nearly half a level.
+    scale, offset = network.normalisation
+    trained_on = deployed.normalised(image, [0, 0, 0, 0], scale, offset)
+    off = (trained_on.bfloat16().float() - trained_on).abs() / scale.view(1, 3, 1, 1)
+    assert 0.3 < off.max() < 0.5
+
+
+@pytest.mark.parametrize('rows', [3, 5])
+def test_a_convolution_of_whole_levels_answers_as_that_of_normalised_images(seeded, rows):
+    network = create('kestrel', **TINY)
+    image = torch.randint(0, 256, (2, 9, 11, 3), generator=seeded, dtype=torch.uint8)
+    weight = torch.randn(4, 3, rows, 3, generator=seeded)
+    scale, offset = network.normalisation
+    made = deployed.of_levels(weight, scale)
+    pad = [0, 0, 0, 0]
+    levels = deployed.normalised(image, pad, *deployed.whole_levels(scale, offset))
+    normalised = deployed.normalised(image, pad, scale, offset)
+    # beyond the image as well
+    found, expected = F.conv2d(levels, made, padding=2), F.conv2d(normalised, weight, padding=2)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 6), (2, 2), (5, 7)])
+def test_the_range_round_a_cell_is_that_of_pooling(seeded, size):
+    values = 100 * torch.rand(2, 1, *size, generator=seeded)
+    torch.testing.assert_close(deployed.local_range(values), local_range(values))
 
 
 def test_a_volume_is_scaled_channel_by_channel(seeded):
@@ -285,7 +344,7 @@ def test_views_are_put_together_behind_their_stems(tmp_path):
 
     def stems(path) -> int:
         names = [n.name for n in graph(network, path).node if n.op_type == 'Conv']
-        return sum('/stem/' in name for name in names)
+        return sum('level_stem' in name for name in names)
 
     with deployed.without('views'):
         assert stems(tmp_path / 'without.onnx') == 1

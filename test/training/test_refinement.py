@@ -92,7 +92,7 @@ def test_the_deployed_costs_are_the_same(batch, channels, rows, columns, seed):
     whole = torch.randint(-4, 2 * columns + 9, size, generator=generator).float()
     weights = deployed.stacked_weights(torch.eye(channels)[..., None, None], torch.zeros(channels))
     own, seen = (deployed.in_rows(F.conv2d(view, *weights, (2, 1))) for view in (left, right))
-    costs = deployed.local_costs(own, seen, whole, REFINED_STEPS)
+    costs = deployed.local_costs(own, deployed.beside_next(seen), whole, REFINED_STEPS)
     summed = costs.view(batch, len(STEPS), 2, channels, rows, columns).sum(2).flatten(1, 2)
     torch.testing.assert_close(summed, local_costs(left, right, whole))
 

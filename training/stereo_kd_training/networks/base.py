@@ -193,6 +193,11 @@ class StereoNetwork(nn.Module):
         """Factor and summand of each channel, (3,) twice, that take [0, 255] to `normalize`'s."""
         return (1.0 / (255.0 * self.std)).flatten(), -(self.mean / self.std).flatten()
 
+    @property
+    def input_normalisation(self) -> tuple[Tensor, Tensor]:
+        """The same of the graph that is being traced, which may read another scale."""
+        return self.normalisation
+
     def normalize(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [0, 255] to the network's own scale."""
         # One pass less than (image / 255 - mean) / std, and no division.
@@ -230,6 +235,18 @@ class StereoNetwork(nn.Module):
             convolutions: weight and bias by the name of the module that each was written for.
         """
         return {}
+
+    @contextmanager
+    def as_written(self, convolutions: dict[str, tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+        """Within, the network with the weights of an exported file is what that file is.
+
+        A file of before may expect what networks of today do otherwise, to which its weights are
+        brought at the end.
+
+        Args:
+            convolutions: as of `recovered`.
+        """
+        yield
 
     def followed(self, widths: dict[str, list[int]]) -> dict[str, list[int]]:
         """Widths of a pruned network of other options, as this one would have them.

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stereo_kd_training.networks import deployed
 from stereo_kd_training.networks.base import opaque
 
 TEMPERATURE = 2.0
@@ -74,7 +75,8 @@ def evidence(
     own = head.clamp(-9.0, 9.0)
     found = HEAD_WEIGHT * own + WINDOW_WEIGHT * window - torch.log(deviation + _FLOOR_PX)
     if range_weight:
-        found = found - range_weight * torch.log(local_range(answer_px) + 1.0)
+        spread = deployed.local_range if deployed.deployed('confidence') else local_range
+        found = found - range_weight * torch.log(spread(answer_px) + 1.0)
     return found
 
 

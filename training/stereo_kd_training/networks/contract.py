@@ -32,7 +32,7 @@ class ContractModel(nn.Module):
         images = []
         for image in (left, right):
             if deployed.deployed('input'):
-                scale, offset = self.network.normalisation
+                scale, offset = self.network.input_normalisation
                 images.append(deployed.normalised(image, pad, scale, offset, self.network.resizes))
             else:
                 planes = image.permute(0, 3, 1, 2).float()

@@ -27,8 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLUMN_GROUPS = 4
+# A power of two: what whole numbers up to 256 are divided by, so that BF16 holds them.
+LEVELS = 128.0
 FORMS = (
     'input',
+    'levels',
     'views',
     'stem',
     'norms',
@@ -100,6 +103,24 @@ def normalised(
     volume = rows.reshape(1, batch, height, width, channels)
     padded = F.pad(volume, [0, 0, *pad], mode='replicate')[0]
     return resized(padded, resizes).permute(0, 3, 1, 2)
+
+
+def whole_levels(scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor and summand in place of `scale` and `offset` of which BF16 holds every answer.
+
+    It has eight bits: of a bright byte that was normalised as in training nearly half a grey level
+    is lost, and more than one is not to be seen on much of a plain wall. A byte less a whole
+    number by a power of two is exact. The first convolution makes up for it, see `of_levels`.
+    """
+    return torch.full_like(scale, 1.0 / LEVELS), -torch.round(-offset / scale) / LEVELS
+
+
+def of_levels(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weights (C, 3, ky, kx) for images normalised by `scale`, for `whole_levels` of them.
+
+    Zero is the same grey in both if the network's mean is a whole level.
+    """
+    return weight * (LEVELS * scale).view(1, -1, 1, 1)
 
 
 def resized(image: Tensor, resizes: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
@@ -263,37 +284,58 @@ def in_rows(view: Tensor) -> Tensor:
     return view.permute(0, 2, 3, 1).unsqueeze(3)
 
 
+def beside_next(rows: Tensor) -> Tensor:
+    """Each pixel of a row and the next one, (B, h, w, 1, C) to (B, h, w + 1, 2 C).
+
+    The first of them is the outermost pixel twice and so is the last, for beyond the sides it
+    counts.
+    """
+    rows = rows.squeeze(3)
+    here = torch.cat((rows[:, :, :1], rows), 2)
+    following = torch.cat((rows, rows[:, :, -1:]), 2)
+    return torch.cat((here, following), 3)
+
+
 def local_costs(own: Tensor, seen: Tensor, whole: Tensor, reach: int) -> Tensor:
     """`kestrel.local_costs` before the sum over two rows, which the weights behind it can take.
 
-    Rows of a table are read one by one whatever their length, so one has both pixels of a column;
+    Rows of a table are read one by one whatever their length, so one has all pixels of a cell. As
+    long as its vectors at least, or OpenVINO takes number by number, which is six times as slow;
     sums over inner axes are left to a reference kernel, that of two maps is not.
 
     Args:
-        own: (B, h, 2 w, 1, 2 C), the left pixels of each column: above, below.
-        seen: the right ones likewise.
+        own: (B, h, 2 w, 1, C), the left pixels of each column: above, below.
+        seen: `beside_next` of the right ones, (B, h, 2 w + 1, 2 C).
         whole: (B, 1, h, w) whole numbers.
         reach: steps to either side.
 
     Returns:
-        (B, (2 reach + 1) 2 C, h, w).
+        (B, (2 reach + 1) C, h, w).
     """
     batch, rows, width, _, channels = own.shape
-    columns = width // 2
-    table = seen.reshape(batch * rows * width, channels)
+    columns, places = width // 2, width + 1
+    table = seen.reshape(batch * rows * places, 2 * channels)
     steps = torch.arange(reach, -reach - 1, -1, device=own.device)
-    places = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + steps
-    places = places - whole[:, 0].to(steps.dtype).unsqueeze(3)
-    lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * width
-    cells = own.reshape(batch, rows, columns, 1, 2 * channels)
-    differences = []
-    for column, ours in enumerate(cells.split(channels, 4)):
-        # Beyond the sides the outermost pixel counts.
-        at = lines + (places + column).clamp(0, width - 1)
-        theirs = table[at.flatten()].view(batch, rows, columns, len(steps), channels)
-        differences.append((ours - theirs).abs())
-    costs = differences[0] + differences[1]
-    return costs.reshape(batch, rows, columns, len(steps) * channels).permute(0, 3, 1, 2)
+    at = 2 * torch.arange(columns, device=own.device).view(1, 1, -1, 1) + steps + 1
+    at = (at - whole[:, 0].to(steps.dtype).unsqueeze(3)).clamp(0, width)
+    lines = torch.arange(batch * rows, device=own.device).view(batch, rows, 1, 1) * places
+    theirs = table[(lines + at).flatten()].view(batch, rows, columns, len(steps), 2 * channels)
+    ours = own.reshape(batch, rows, columns, 1, 2 * channels)
+    here, following = (ours - theirs).abs().split(channels, 4)
+    costs = (here + following).reshape(batch, rows, columns, len(steps) * channels)
+    return costs.permute(0, 3, 1, 2)
+
+
+def local_range(values: Tensor) -> Tensor:
+    """`confidence.local_range`, for whose pooling OpenVINO has but a reference kernel."""
+    height, width = values.shape[2:]
+    padded = F.pad(values, (1, 1, 1, 1), mode='replicate')
+    rows = [padded[:, :, y : y + height] for y in range(3)]
+    ends = []
+    for extreme in (torch.maximum, torch.minimum):
+        of_rows = functools.reduce(extreme, rows)
+        ends.append(functools.reduce(extreme, [of_rows[..., x : x + width] for x in range(3)]))
+    return ends[0] - ends[1]
 
 
 def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:

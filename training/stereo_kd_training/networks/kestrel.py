@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from stereo_kd_training.networks import deployed
 from stereo_kd_training.networks.base import (
+    IMAGENET_MEAN,
     NetworkError,
     StereoNetwork,
     StereoOutput,
@@ -52,6 +53,8 @@ from stereo_kd_training.networks.confidence import ConfidenceCalibration
 CELL_WIDTHS_PX = (6, 5, 4, 3, 2)
 CELL_HEIGHTS_PX = (8, *CELL_WIDTHS_PX)
 REFINED_STEPS = 2
+# The bytes that are zero to it: ImageNet's mean in whole numbers, see `deployed.whole_levels`.
+ZERO_LEVELS = (124, 116, 104)
 # Sides of a cell whose resize the stem of an exported graph does: three or four pixels to two.
 _RESIZED_BY_STEM = (6, 8)
 FARTHEST_NEIGHBOUR = 4.0
@@ -216,22 +219,32 @@ class Encoder(nn.Module):
         self.up8 = _Up(c16, c8, 1, 2)
         self.up4 = _Up(c8, c4, 1, 2)
         self.head = nn.Conv2d(c4, out_channels, 1)
-        self.tall_stem = _Convolution()
+        # By its name a file tells which of them it has.
+        self.tall_stem, self.level_stem = _Convolution(), _Convolution()
 
-    def forward(self, image: Views, read: tuple[int, int] = (2, 2)) -> tuple[Views, Tensor]:
-        """`read`: so many rows, and columns, of the image are two of what the stem sees.
+    def forward(
+        self,
+        image: Views,
+        read: tuple[int, int] = (2, 2),
+        levels_of: Tensor | None = None,
+    ) -> tuple[Views, Tensor]:
+        """Two views that come apart stay so as far as the stem; features are of both at once.
 
-        Two views that come apart stay so as far as the stem; features are of both at once.
+        Args:
+            image: normalised, or `deployed.whole_levels`.
+            read: so many rows, and columns, of it are two of what the stem sees.
+            levels_of: the factors of the normalisation in whose place there are levels, if so.
         """
-        if read != (2, 2):
+        if read != (2, 2) or levels_of is not None:
             weight, bias = folded(self.stem[0], self.stem[1])
+            if levels_of is not None:
+                weight = deployed.of_levels(weight, levels_of)
             for axis, pixels in enumerate(read):
                 weight = deployed.resizing_weights(weight, axis, pixels)
             padding = [1 if pixels == 2 else 2 for pixels in read]
             weight, bias = deployed.constant(weight), deployed.constant(bias)
-            stem = _of_each(
-                lambda view: F.relu(self.tall_stem(view, weight, bias, read, padding)), image
-            )
+            first = self.tall_stem if levels_of is None else self.level_stem
+            stem = _of_each(lambda view: F.relu(first(view, weight, bias, read, padding)), image)
         else:
             stem = _of_each(self.stem, image)
         first, further = self.quarter
@@ -487,7 +500,7 @@ class Refinement(nn.Module):
             # Summed when it lies as it is read: OpenVINO copies what it sums within a convolution.
             told = [deployed.in_rows(self.of_features(v, *weights, (2, 1), 1)) for v in views]
             rows = [stem + feature for stem, feature in zip(rows, told)]
-        own, seen = rows
+        own, seen = rows[0], deployed.beside_next(rows[1])
         weight, bias = folded(self.enter[0], self.enter[1])
         steps, channels = 2 * REFINED_STEPS + 1, self.project.out_channels
         sizes = (steps * channels, context.shape[1], _OF_THE_ANSWER)
@@ -711,7 +724,7 @@ class Kestrel(StereoNetwork):
         refined_passes: int = 1,
         refined_moves: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(mean=tuple(level / 255 for level in ZERO_LEVELS))
         # height and width
         self.cell = (cell_px if cell_height_px is None else cell_height_px, cell_px)
         for option, size, sizes in (
@@ -796,6 +809,17 @@ class Kestrel(StereoNetwork):
             size // 2 if able and size in _RESIZED_BY_STEM else 2 for size in self.cell
         )
         return rows, columns
+
+    @property
+    def _in_levels(self) -> bool:
+        """Whether the graph that is being traced reads whole levels."""
+        return deployed.deployed('levels') and deployed.deployed('input')
+
+    @property
+    def input_normalisation(self) -> tuple[Tensor, Tensor]:
+        """See `StereoNetwork.input_normalisation`."""
+        usual = self.normalisation
+        return deployed.whole_levels(*usual) if self._in_levels else usual
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a network with other cells, another range or less of it all, as a start.
@@ -904,14 +928,18 @@ class Kestrel(StereoNetwork):
         found = {}
         if 'scaling' in convolutions:
             found['correlation_scale'] = convolutions['scaling'][0].flatten()[0]
-        if 'encoder.tall_stem' in convolutions:
-            weight, bias = convolutions['encoder.tall_stem']
+        made = {'encoder.level_stem', 'encoder.tall_stem'} & convolutions.keys()
+        if made:
+            weight, bias = convolutions[made.pop()]
             # Of the image's rows or columns, those that one of the resized has most of.
             for axis in (2, 3):
                 if weight.shape[axis] == 5:
                     weight = weight.index_select(axis, torch.tensor([1, 2, 4])) / 0.75
                 if weight.shape[axis] == 6:
                     weight = weight.index_select(axis, torch.tensor([0, 2, 4])) / 0.5
+            if 'encoder.level_stem' in convolutions:
+                scale, _ = self.normalisation
+                weight = weight / deployed.of_levels(torch.ones_like(weight), scale)
             found['encoder.stem.0.weight'] = weight
             norm = unfolded(self.encoder.stem[1], bias)
             found.update({f'encoder.stem.1.{k}': v for k, v in norm.items()})
@@ -924,6 +952,26 @@ class Kestrel(StereoNetwork):
             }
             found.update({scope + k: v for k, v in self.refinement.recovered(own).items()})
         return found
+
+    @contextmanager
+    def as_written(self, convolutions: dict[str, tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+        """See `StereoNetwork.as_written`: to files of before zero was ImageNet's mean.
+
+        Their answers stay but where a stem looks beyond the image: by half a level of grey.
+        """
+        if 'encoder.level_stem' in convolutions:
+            yield
+            return
+        mean = self.mean.clone()
+        self.mean.copy_(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        moved = (mean - self.mean) / self.std
+        try:
+            yield
+        finally:
+            self.mean.copy_(mean)
+        convolution, norm = self.encoder.stem[0], self.encoder.stem[1]
+        with torch.no_grad():
+            norm.running_mean.sub_((convolution.weight * moved).sum((1, 2, 3)))
 
     def forward(
         self, left: Tensor, right: Tensor, size: tuple[int, int] | None = None
@@ -941,7 +989,8 @@ class Kestrel(StereoNetwork):
                 ),
                 views,
             )
-        stems, features = self.encoder(views, self._read_by_stem)
+        levels_of = self.normalisation[0] if self._in_levels else None
+        stems, features = self.encoder(views, self._read_by_stem, levels_of)
         stem_left, _ = _apart(stems)
         features_left, features_right = split_views(features)
         in_blocks = deployed.deployed('volume')

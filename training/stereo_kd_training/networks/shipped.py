@@ -97,9 +97,10 @@ def _loaded(path: Path, pairs: int) -> StereoNetwork:
             f'{min(left)!r}; expected a file of `stereo-kd-train export`, not optimised since'
         )
     network.load_state_dict(state)
-    _require_parity(path, network)
-    _restore_statistics(network, followers, images)
-    _require_parity(path, network)
+    with network.as_written(scoped):
+        _require_parity(path, network)
+        _restore_statistics(network, followers, images)
+        _require_parity(path, network)
     return network
 
 
