@@ -299,9 +299,9 @@ def beside_next(rows: Tensor) -> Tensor:
 def local_costs(own: Tensor, seen: Tensor, whole: Tensor, reach: int) -> Tensor:
     """`kestrel.local_costs` before the sum over two rows, which the weights behind it can take.
 
-    Rows of a table are read one by one whatever their length, so one has all pixels of a cell. It is
-    longer than a vector, or OpenVINO takes it number by number, which is six times as slow;
-    sums over inner axes are left to a reference kernel, that of two maps is not.
+    Rows of a table are read one by one whatever their length, so one has all pixels of a
+    cell. It is longer than a vector, or OpenVINO takes it number by number, which is six times as
+    slow; sums over inner axes are left to a reference kernel, that of two maps is not.
 
     Args:
         own: (B, h, 2 w, 1, C), the left pixels of each column: above, below.
