@@ -53,6 +53,10 @@ The launch files and `stereo-kd` therefore give the node `config/fastdds.xml`, u
 `FASTDDS_DEFAULT_PROFILES_FILE` or `FASTRTPS_DEFAULT_PROFILES_FILE` is set. What counts is the
 process that writes: give the camera driver the same file.
 
+NumPy has one thread in the node, for more of them go on spinning on the processors that inference
+wants; set `OPENBLAS_NUM_THREADS` if something else in its process needs more. Who takes
+`StereoNode` into a process of their own imports `stereo_kd_ros.node` before NumPy, or sets it.
+
 ## Subscribed topics
 
 Best effort, volatile, five deep. With `image_transport: compressed` the images are
