@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[str, bool]] = {
         'bytes normalised as rows of channels last -> as planes, turned first',
         True,
     ),
+    'without_levels': ('bytes less a whole number, over 128 -> as in training', True),
     'without_views': ('stems of each view by itself -> of both, then cut apart', True),
     'without_stem': ('cells of six pixels resized by the stem -> before it', True),
     'without_norms': ('sums of squares by a convolution -> ReduceL2 of each view', True),
