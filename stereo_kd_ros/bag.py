@@ -557,11 +557,11 @@ def read_stamp(cdr: bytes) -> int:
 def restamp(cdr: bytes, stamp_ns: int) -> bytes:
     """The same serialised message under another header stamp.
 
-    Only eight bytes change, so that a player need not decode and encode megabytes for it.
+    Only eight bytes change, so that a player need not decode and encode megabytes for it, and the
+    rest is copied once.
     """
-    changed = bytearray(cdr)
-    struct.pack_into(_stamp_format(cdr), changed, 4, *divmod(stamp_ns, 10**9))
-    return bytes(changed)
+    stamp = struct.pack(_stamp_format(cdr), *divmod(stamp_ns, 10**9))
+    return b''.join((cdr[:4], stamp, memoryview(cdr)[4 + len(stamp) :]))
 
 
 def _stamp_format(cdr: bytes) -> str:

@@ -65,10 +65,12 @@ def play(
     from dataclasses import asdict
 
     from stereo_kd_ros.bag import COMPRESSED_IMAGE, IMAGE, Bag, BagError
+    from stereo_kd_ros.memory import keep_freed_memory
     from stereo_kd_ros.transport import apply_fastdds_profile
 
     require_rclpy()
     apply_fastdds_profile()
+    keep_freed_memory()
     from stereo_kd_ros.node.player import open_player
 
     sent = 0

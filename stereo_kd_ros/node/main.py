@@ -22,6 +22,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from stereo_kd_ros.memory import keep_freed_memory
 from stereo_kd_ros.node.logs import library_log_to
 from stereo_kd_ros.node.parameters import ParameterError
 from stereo_kd_ros.node.stereo_node import StereoNode
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         0 after a signal, 1 when the node could not start.
     """
     apply_fastdds_profile()
+    keep_freed_memory()
     with _stop_signals() as request:
         rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         try:
