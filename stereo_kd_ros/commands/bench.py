@@ -212,9 +212,18 @@ def node_table(report: dict[str, Any]) -> Table:
             f'at {row["sent_hz"]:.1f} Hz',
             f'engine alone {_ranks(row["bare_ms"])}\n'
             f'stamp to publish {_ranks(row["stamp_to_publish_ms"])}\n'
-            f'of which {stages}',
+            f'of which {stages}\n'
+            f'{_lead_in(row["lead_in"])}',
         )
     return table
+
+
+def _lead_in(of: dict[str, Any]) -> str:
+    """What became of the pairs that a run begins with."""
+    took = 'none published'
+    if of['first_ms'] is not None:
+        took = f'the first after {of["first_ms"]:.0f}, the last of them by {of["longest_ms"]:.0f}'
+    return f'before it {of["pairs"]} pairs, {of["lost"]} lost; {took}'
 
 
 def _bench_node(

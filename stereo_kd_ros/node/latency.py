@@ -7,6 +7,9 @@ pairs are generated, a few scenes in turn, and uncompressed: the widest road an 
 every size, rate and place a row says how long a pair took from the stamp until its disparity was
 handed to DDS, which of that was transfer, waiting, decoding, inference, depth and publishing, how
 many pairs were dropped, and what the engine takes alone, before any node is started.
+
+All three are new when the first pair is sent: shared memory, maps and caches that nobody touched.
+So a run begins with `LEAD_IN_S` of pairs that are told of by themselves.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from stereo_kd_ros.processor import StolenTime
 from stereo_kd_ros.results import machine, percentiles
 
 SCENES = 3
+LEAD_IN_S = 1.0
 # The node keeps the times of this many pairs, so percentiles cover a whole run up to here.
 MOST_PAIRS = 300
 PLACES = ('processes', 'one_process')
@@ -55,12 +59,16 @@ class NodeRow:
         place: of `PLACES`: where player, node and listener ran.
         sent_hz: pairs per second that the player really sent.
         bare_ms: p50, p95, p99 of the engine alone on the same pairs, from array to array.
-        stamp_to_publish_ms: p50, p95, p99 over every recorded pair, the first included.
+        stamp_to_publish_ms: p50, p95, p99 over every recorded pair after the lead-in.
         stage_ms: median of each stage, by the node's own clock; `transfer` is from the stamp
             until both images have arrived.
         stage_share: the same as shares of the node's median from the stamp until everything is
             sent, the depth image too.
-        dropped_percent: pairs that were sent and not published, for whatever cause.
+        dropped_percent: pairs that were sent after the lead-in and not published.
+        dropped: pairs of the whole run, the lead-in as well, by cause.
+        lead_in: `pairs` that were sent before these, how many of them were `lost`, and how long
+            the first of them that was published and the slowest one took, `first_ms` and
+            `longest_ms`.
         allowed_ms: 1.1 times the median inference plus 2 ms, the node's target for the median.
         stolen_percent: of the processors' time during the run that the host of a virtual machine
             gave to others; None where the system does not tell.
@@ -84,6 +92,7 @@ class NodeRow:
     sent_hz: float = 0.0
     bare_ms: dict[str, float | None] | None = None
     stolen_percent: float | None = None
+    lead_in: dict[str, float | None] | None = None
 
 
 def measure_node(
@@ -140,7 +149,8 @@ def measure_node(
             # Gigabytes at the largest sizes: gone as soon as this rate is done.
             with tempfile.TemporaryDirectory(prefix='stereo_kd_bench_') as name:
                 folder = Path(name)
-                _write_pairs(folder / 'bag', scenes, number)
+                lead_in = max(1, round(LEAD_IN_S * rate_hz))
+                _write_pairs(folder / 'bag', scenes, lead_in + number)
                 for place in places:
                     what = f'{width}x{height} at {rate_hz:g} Hz, {place.replace("_", " ")}'
                     stolen = StolenTime()
@@ -155,7 +165,7 @@ def measure_node(
                             f'{what}: {phase}', done, total
                         ),
                     )
-                    row = node_row(run, model.stem, threads, place, bare_ms)
+                    row = node_row(run, model.stem, threads, place, bare_ms, lead_in)
                     rows.append(replace(row, stolen_percent=stolen.percent()))
     told = [asdict(row) for row in rows]
     return {
@@ -223,7 +233,14 @@ def _run(
     output.mkdir()
     if place == 'processes':
         return play_through_node(
-            folder / 'bag', output, model, provider, rate_hz, progress, threads=threads
+            folder / 'bag',
+            output,
+            model,
+            provider,
+            rate_hz,
+            progress,
+            threads=threads,
+            recording=False,
         )
     return _play_in_one_process(
         folder / 'bag', output, model, provider, rate_hz, progress, threads
@@ -274,6 +291,7 @@ def _play_in_one_process(
         publish_time_known=told['knows_source_time'],
         pipeline=told['pipeline'],
         model={'provider': told['provider']},
+        took_ms={at: (there - at) / 1e6 for at, there, _ in came_back},
     )
 
 
@@ -283,11 +301,14 @@ def node_row(
     threads: int,
     place: str = 'processes',
     bare_ms: dict[str, float | None] | None = None,
+    lead_in: int = 0,
 ) -> NodeRow:
-    """The figures of one run."""
-    sent = len(run.recorded_stamps)
+    """The figures of one run, whose first `lead_in` pairs are told of by themselves."""
+    stamps = sorted(run.recorded_stamps)
+    early_ms = [run.took_ms[stamp] for stamp in stamps[:lead_in] if stamp in run.took_ms]
+    sent = len(stamps) - lead_in
     counts = run.to_json()
-    published = counts['pairs_published']
+    published = counts['pairs_published'] - len(early_ms)
     stage_ms = {
         stage: float(run.pipeline[f'{stage}_ms_p50'])
         for stage in STAGES
@@ -310,7 +331,9 @@ def node_row(
         pairs_published=published,
         dropped_percent=round(100.0 * max(sent - published, 0) / sent, 2) if sent else 0.0,
         dropped=counts['dropped'],
-        stamp_to_publish_ms=run.stamp_to_publish_ms,
+        stamp_to_publish_ms=percentiles(
+            [run.took_ms[stamp] for stamp in stamps[lead_in:] if stamp in run.took_ms]
+        ),
         stage_ms=stage_ms,
         stage_share={
             stage: round(value / whole_ms, 4) for stage, value in stage_ms.items() if whole_ms
@@ -319,6 +342,12 @@ def node_row(
         place=place,
         sent_hz=_rate_of(list(run.recorded_stamps)),
         bare_ms=bare_ms,
+        lead_in={
+            'pairs': lead_in,
+            'lost': lead_in - len(early_ms),
+            'first_ms': round(early_ms[0], 3) if early_ms else None,
+            'longest_ms': round(max(early_ms), 3) if early_ms else None,
+        },
     )
 
 
@@ -343,3 +372,7 @@ def _write_pairs(bag: Path, scenes: Sequence[StereoSample], pairs: int) -> None:
             scene = scenes[index % len(scenes)]
             stamp_ns = _FIRST_STAMP_NS + index * 100_000_000
             writer.write_pair(stamp_ns, scene.left, scene.right, camera)
+    # Else the kernel writes hundreds of megabytes to disk while the run has begun.
+    for part in bag.iterdir():
+        with part.open('rb') as file:
+            os.fsync(file.fileno())

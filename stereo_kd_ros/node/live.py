@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.children import Child, ChildError, StopRequest, stop_requests
 from stereo_kd_ros.node.diagnostics import DROP_CAUSES
 from stereo_kd_ros.node.inputs import TOPICS
-from stereo_kd_ros.node.recorder import Recorder, open_recorder
+from stereo_kd_ros.node.recorder import Discarding, Recorder, open_recorder
 from stereo_kd_ros.pairing import DROP_CAUSES as PAIRING_DROPS
 from stereo_kd_ros.results import percentiles
 from stereo_kd_ros.transport import apply_fastdds_profile
@@ -59,7 +59,8 @@ class LiveError(RuntimeError):
 class LiveRun:
     """What happened between player and recorder.
 
-    `recorded_stamps` maps the stamp a pair was published with to its stamp in the bag.
+    `recorded_stamps` maps the stamp a pair was published with to its stamp in the bag, and
+    `took_ms` the same to the time until its disparity was published, of pairs that came back.
     """
 
     camera: StereoCamera
@@ -71,6 +72,7 @@ class LiveRun:
     publish_time_known: bool
     pipeline: dict[str, str]
     model: dict[str, str]
+    took_ms: dict[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Counts and latencies for a result file."""
@@ -108,6 +110,7 @@ def play_through_node(
     *,
     namespace: str | None = None,
     tolerance_ns: int = 0,
+    recording: bool = True,
 ) -> LiveRun:
     """Play a bag into a node and record disparity and depth as the bag `output/recording`.
 
@@ -121,6 +124,7 @@ def play_through_node(
         threads: As for the node.
         namespace: Which camera, in a bag with several.
         tolerance_ns: How far apart the stamps of a pair may lie.
+        recording: Whether to write the bag; without it what comes is only counted and timed.
 
     Raises:
         BagError: The bag cannot be read, or holds no stereo camera.
@@ -142,7 +146,9 @@ def play_through_node(
 
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
-        writer = stack.enter_context(StereoBagWriter(output / 'recording', 'sqlite3'))
+        writer: StereoBagWriter | Discarding = Discarding()
+        if recording:
+            writer = stack.enter_context(StereoBagWriter(output / 'recording', 'sqlite3'))
         recorder = stack.enter_context(
             open_recorder(_OUTPUTS, writer, diagnostics_of=f'{NAMESPACE}/stereo_node')
         )
@@ -186,6 +192,7 @@ def play_through_node(
         publish_time_known=recorder.knows_source_time,
         pipeline=pipeline,
         model=recorder.diagnostics.get('model', {}),
+        took_ms={a.stamp_ns: (a.source_ns - a.stamp_ns) / 1e6 for a in came_back},
     )
 
 

@@ -26,9 +26,10 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from stereo_kd_ros.bag import StereoBag, StereoTopics
+from stereo_kd_ros.memory import keep_freed_memory
 from stereo_kd_ros.node.live import DEPTH_TOPIC, DISPARITY_TOPIC, NAMESPACE
 from stereo_kd_ros.node.player import BagPlayer
-from stereo_kd_ros.node.recorder import Recorder
+from stereo_kd_ros.node.recorder import Discarding, Recorder
 from stereo_kd_ros.node.stereo_node import StereoNode
 from stereo_kd_ros.transport import apply_fastdds_profile
 
@@ -38,13 +39,6 @@ _OUTPUTS = {
 }
 _MATCH_TIMEOUT_S = 120.0
 _LONGEST_SETTLE_S = 30.0
-
-
-class _Discarding:
-    """Takes what the recorder would write."""
-
-    def write_cdr(self, topic: str, msgtype: str, time_ns: int, cdr: bytes) -> None:
-        """Write nothing."""
 
 
 def play_in_one_process(
@@ -76,7 +70,7 @@ def play_in_one_process(
             ],
         )
         peer = rclpy.create_node('stereo_kd_peer')
-        recorder = Recorder(peer, _OUTPUTS, _Discarding())
+        recorder = Recorder(peer, _OUTPUTS, Discarding())
         stop = threading.Event()
         spinners: list[threading.Thread] = []
         try:
@@ -180,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--threads', type=int, default=0)
     asked = parser.parse_args(argv)
     apply_fastdds_profile()
+    keep_freed_memory()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         result = play_in_one_process(

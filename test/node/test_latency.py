@@ -42,6 +42,7 @@ def live_run(**pipeline: str) -> LiveRun:
         publish_time_known=True,
         pipeline={'pairs_published': '38', **pipeline},
         model={'provider': 'cpu'},
+        took_ms={stamp: 60.0 - stamp for stamp in range(40) if stamp not in (1, 39)},
     )
 
 
@@ -72,6 +73,16 @@ def test_the_shares_of_the_stages_are_those_of_the_median() -> None:
     assert sum(row.stage_share.values()) == pytest.approx(1.0)
     assert row.allowed_ms == 13.0
     assert (row.dropped_percent, row.dropped) == (5.0, {'superseded': 2})
+
+
+def test_what_finds_everything_cold_is_told_of_by_itself() -> None:
+    row = node_row(live_run(), 'tiny', 2, lead_in=10)
+    assert row.lead_in == {'pairs': 10, 'lost': 1, 'first_ms': 60.0, 'longest_ms': 60.0}
+    assert (row.pairs_sent, row.pairs_published) == (30, 29)
+    assert row.dropped_percent == pytest.approx(100 / 30, abs=0.01)
+    # 22 to 50 ms: what took 51 to 60 ms came before.
+    assert row.stamp_to_publish_ms['p99'] == 50.0
+    assert row.stamp_to_publish_ms['p50'] == pytest.approx(36.0, abs=0.5)
 
 
 def test_a_run_whose_node_told_nothing_has_no_shares() -> None:
@@ -123,8 +134,10 @@ def test_every_place_has_a_row_beside_the_engine_alone(tmp_path: Path, block_mat
     ]
     for row in rows:
         assert (row['provider'], row['threads'], row['pairs_sent']) == ('cpu', 1, 32)
+        assert row['lead_in']['pairs'] == 20
         assert 1 <= row['pairs_published'] <= 32
-        assert row['pairs_published'] + sum(row['dropped'].values()) <= 32
+        come_or_not = row['pairs_published'] + sum(row['dropped'].values())
+        assert come_or_not <= 32 + row['lead_in']['lost']
         assert row['sent_hz'] > 0
         assert row['stolen_percent'] is None or 0 <= row['stolen_percent'] <= 100
         assert 0 < row['bare_ms']['p50'] <= row['bare_ms']['p95'] <= row['bare_ms']['p99']

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from stereo_kd_ros.camera import StereoCamera
 from stereo_kd_ros.children import Child
 from stereo_kd_ros.image import decode_image
 from stereo_kd_ros.node.player import PlayerError, ReadAhead, message_type, open_player
-from stereo_kd_ros.node.recorder import open_recorder
+from stereo_kd_ros.node.recorder import Discarding, open_recorder
 
 CAMERA = StereoCamera.from_intrinsics(fx=90.0, baseline_m=0.1, width=48, height=32)
 TOPICS = StereoTopics.in_namespace('player_test')
@@ -294,3 +296,35 @@ def test_the_other_image_of_a_pair_is_read_before_the_first_goes_out(bag: Path) 
     assert len(ahead) == len(read) == 4 * PAIRS
     assert all(ahead[number] >= 3 for number in range(4, 4 * PAIRS, 4)[:-1])
     assert ahead[-1] == 0
+
+
+def _page_faults_of_playing(bag: Path, pairs: int, log: Path) -> int:
+    """Of the player, with somebody who takes the images."""
+    topics = dict.fromkeys(TOPICS.names[:2], 'sensor_msgs/msg/Image')
+    command = [sys.executable, '-m', 'stereo_kd_ros.commands.main', 'play', str(bag)]
+    command += ['--wait', '120', '--rate', '2', '--restamp']
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    with (
+        open_recorder(topics, Discarding(), 'nobody') as recorder,
+        Child('player', command, log=log) as player,
+    ):
+        wait_until(lambda: recorder.spin(0.05) or player.exit_code is not None, 200)
+        assert player.exit_code == 0, player.tail()
+        wait_until(lambda: recorder.spin(0.05) or len(_arrived(recorder)) == 2 * pairs)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
+def test_the_memory_of_one_pair_serves_the_next(tmp_path: Path) -> None:
+    height, width, few, many = 720, 1280, 30, 60
+    camera = StereoCamera.from_intrinsics(fx=500.0, baseline_m=0.1, width=width, height=height)
+    image = np.full((height, width, 3), 77, np.uint8)
+    faults = {}
+    for pairs in (few, many):
+        path = tmp_path / str(pairs)
+        with StereoBagWriter(path, topics=TOPICS) as writer:
+            for index in range(pairs):
+                writer.write_pair(START_NS + index * PERIOD_NS, image, image, camera)
+        faults[pairs] = _page_faults_of_playing(path, pairs, tmp_path / 'log')
+    pages = 2 * image.nbytes / resource.getpagesize()
+    assert faults[many] - faults[few] < (many - few) * pages / 4
