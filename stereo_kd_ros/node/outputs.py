@@ -73,6 +73,8 @@ TOPICS = {
 }
 NEED_DEPTH = frozenset({'depth', 'points', 'sigma'})
 EVERYTHING = frozenset(TOPICS)
+# What nearly everybody subscribes to.
+USUAL = frozenset({'disparity', 'depth', 'depth_info'})
 
 
 def reliable_qos() -> QoSProfile:
@@ -139,36 +141,37 @@ class StereoOutputs:
         """Publishes the wanted outputs under the left image's header."""
         for name in TOPICS:
             if name in wanted:
-                message = self._message(name, frame, header, left_info, settings)
+                message = make_message(name, frame, header, left_info, settings)
                 self._publishers[name].publish(message)
 
-    def _message(
-        self,
-        name: str,
-        frame: DepthFrame,
-        header: Header,
-        left_info: CameraInfo,
-        settings: Settings,
-    ) -> Any:
-        if name == 'disparity':
-            return disparity_message(
-                frame.disparity_px,
-                frame.camera,
-                header,
-                settings.min_disparity,
-                frame.max_disparity_px,
-            )
-        if name == 'depth_info':
-            return depth_camera_info(left_info, header)
-        if name == 'confidence':
-            return image_message(frame.confidence, '32FC1', header)
-        if name == 'color':
-            coloured = colorize_disparity(frame.disparity_px, settings.max_disparity or None)
-            return image_message(coloured, 'rgb8', header)
-        depth_m: np.ndarray = frame.depth_m
-        if name == 'depth':
-            return depth_message(depth_m, settings.depth_encoding, header)
-        if name == 'points':
-            return points_message(depth_m, frame.left_rgb, frame.camera, header)
-        sigma_m = frame.camera.depth_sigma(depth_m, settings.disparity_sigma)
-        return image_message(sigma_m, '32FC1', header)
+
+def make_message(
+    name: str,
+    frame: DepthFrame,
+    header: Header,
+    left_info: CameraInfo,
+    settings: Settings,
+) -> Any:
+    """Returns the message of an output of `TOPICS` under the left image's header."""
+    if name == 'disparity':
+        return disparity_message(
+            frame.disparity_px,
+            frame.camera,
+            header,
+            settings.min_disparity,
+            frame.max_disparity_px,
+        )
+    if name == 'depth_info':
+        return depth_camera_info(left_info, header)
+    if name == 'confidence':
+        return image_message(frame.confidence, '32FC1', header)
+    if name == 'color':
+        coloured = colorize_disparity(frame.disparity_px, settings.max_disparity or None)
+        return image_message(coloured, 'rgb8', header)
+    depth_m: np.ndarray = frame.depth_m
+    if name == 'depth':
+        return depth_message(depth_m, settings.depth_encoding, header)
+    if name == 'points':
+        return points_message(depth_m, frame.left_rgb, frame.camera, header)
+    sigma_m = frame.camera.depth_sigma(depth_m, settings.disparity_sigma)
+    return image_message(sigma_m, '32FC1', header)

@@ -32,9 +32,10 @@ from stereo_kd_ros.node.health import HealthReport
 from stereo_kd_ros.node.inputs import ReceivedPair, StereoInputs
 from stereo_kd_ros.node.load import LoadGovernor
 from stereo_kd_ros.node.model_slot import LoadedModel, ModelSlot
-from stereo_kd_ros.node.outputs import NEED_DEPTH, StereoOutputs
+from stereo_kd_ros.node.outputs import NEED_DEPTH, USUAL, StereoOutputs
 from stereo_kd_ros.node.parameters import ParameterError, Settings, declare_parameters
 from stereo_kd_ros.node.pipeline import DepthFrame, PairDropped, process_pair
+from stereo_kd_ros.node.rehearsal import rehearse
 from stereo_kd_ros.node.sync import make_matcher
 from stereo_kd_ros.pairing import Mailbox
 
@@ -45,6 +46,7 @@ HEALTH_PERIOD_S = 1.0
 # Dropping these is the node doing its work, so they are counted and not logged.
 EXPECTED_DROPS = frozenset({'no_subscriber', 'stale', 'inactive', 'superseded'})
 WORKER_STOP_TIMEOUT_S = 30.0
+REHEARSAL_TIMEOUT_S = 10.0
 PARAMETER_STORED_TIMEOUT_S = 5.0
 
 
@@ -168,9 +170,7 @@ class StereoNode(LifecycleNode):
             settings.precision,
             settings.threads_spin,
         )
-        camera = self.last.get('camera')
-        height = camera.height if camera is not None else settings.warm_up_height
-        width = camera.width if camera is not None else settings.warm_up_width
+        height, width = self._expected_size()
         if engine.accepts(height, width):
             engine.warm_up(height, width)
         else:
@@ -185,15 +185,23 @@ class StereoNode(LifecycleNode):
             )
         return engine
 
+    def _expected_size(self) -> tuple[int, int]:
+        camera = self.last.get('camera')
+        if camera is not None:
+            return camera.height, camera.width
+        return self.settings.warm_up_height, self.settings.warm_up_width
+
     def _activate(self) -> None:
         self.active_since_s = time.monotonic()
         self.last_output_s = None
         self._health.forget()
         self._mailbox = Mailbox()
+        ready = threading.Event()
         self._worker = threading.Thread(
-            target=self._work, args=(self._mailbox,), name='stereo_worker', daemon=True
+            target=self._work, args=(self._mailbox, ready), name='stereo_worker', daemon=True
         )
         self._worker.start()
+        ready.wait(REHEARSAL_TIMEOUT_S)
         self.watch.start()
         self.inputs = StereoInputs(self, self.settings, self._on_pair, self._on_input_error)
 
@@ -278,7 +286,21 @@ class StereoNode(LifecycleNode):
         self._counts.add('dropped_image')
         self._log_throttled('image', reason)
 
-    def _work(self, mailbox: Mailbox[ReceivedPair]) -> None:
+    def _rehearse(self) -> None:
+        published, model = self.outputs, self.model_in_use()
+        height, width = self._expected_size()
+        if published is None or model is None or not model.engine.accepts(height, width):
+            return
+        try:
+            outputs = USUAL | published.wanted(self.settings.lazy)
+            rehearse(model.engine, self.settings, height, width, outputs)
+        except Exception as error:
+            # It only saves the first pair some time; if anything is wrong, that pair will say so.
+            self.get_logger().warning(f'the rehearsal failed: {type(error).__name__}: {error}')
+
+    def _work(self, mailbox: Mailbox[ReceivedPair], ready: threading.Event) -> None:
+        self._rehearse()
+        ready.set()
         while not mailbox.closed:
             received = mailbox.take(timeout=0.5)
             if received is None:
