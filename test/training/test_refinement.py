@@ -225,7 +225,7 @@ def test_a_second_pass_looks_where_the_first_has_arrived():
     images = torch.rand(2, 1, 3, 64, 96)
     with torch.no_grad():
         first, second = (one(*images).features['coarse'] for one in (network, twice))
-        stems, context, answer, mass, passes = seen[0]
+        stems, context, answer, mass, passes, *_ = seen[0]
         arrived = twice.refinement(stems, context, answer, mass)
         expected = twice.refinement(stems, context, arrived, mass)
     assert passes == 1

@@ -168,6 +168,7 @@ def export_again(
     version: str | None = None,
     refined_by: Path | None = None,
     passes: int | None = None,
+    spread: int | None = None,
     half_weights: bool = False,
 ) -> list[Parity]:
     """Write a shipped file anew, in the forms that are exported today.
@@ -189,6 +190,7 @@ def export_again(
         version: of the new file; the source's without.
         refined_by: another file, whose refinement is taken and whose training data count too.
         passes: how often the refinement is asked.
+        spread: after how many passes, each time, the surest answers spread.
         half_weights: as of `store_halves`.
 
     Raises:
@@ -204,7 +206,8 @@ def export_again(
     with first_alone(source) as alone:
         network = load_shipped(alone)
         manifest = read_manifest(alone)
-    other_answers = any(change is not None for change in (cells, mixed_with, refined_by, passes))
+    changes = (cells, mixed_with, refined_by, passes, spread)
+    other_answers = any(change is not None for change in changes)
     if temperature != 1.0 or other_answers:
         extra = {key: value for key, value in manifest.extra.items() if key != 'confidence'}
         fitted = manifest.extra.get('confidence')
@@ -223,10 +226,10 @@ def export_again(
         other = read_manifest(mixed_with)
         manifest.extra['mixed_with'] = f'{other.name} {other.version}'
         manifest.extra['share'] = share
-    if passes is not None and refined_by is None:
-        network = with_refinement(network, network, passes)
+    if (passes, spread) != (None, None) and refined_by is None:
+        network = with_refinement(network, network, passes, spread)
     if refined_by is not None:
-        network = with_refinement(network, load_shipped(refined_by), passes)
+        network = with_refinement(network, load_shipped(refined_by), passes, spread)
         data = manifest.training_data
         manifest = replace(manifest, training_data=data + earlier_sources(refined_by, data))
         other = read_manifest(refined_by)

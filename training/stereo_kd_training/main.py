@@ -181,6 +181,14 @@ def export(
         int | None,
         typer.Option(min=1, help='Of a file: how often its refinement is asked; 2 is better.'),
     ] = None,
+    spread: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help='Of a file: after so many passes, each time, the answers of sure cells spread to '
+            'those round them that look alike; 0 for never.',
+        ),
+    ] = None,
     half_weights: Annotated[
         bool, typer.Option(help='Store them in half precision: half the file, the same speed.')
     ] = False,
@@ -232,12 +240,15 @@ def export(
             version=version,
             refined_by=refined_by,
             passes=passes,
+            spread=spread,
             half_weights=half_weights,
         )
         _print_parities(parities, out)
         return
-    if refined_by is not None or passes is not None:
-        raise TrainingError('--refined-by and --passes are for files; export the run first')
+    if any(of is not None for of in (refined_by, passes, spread)):
+        raise TrainingError(
+            '--refined-by, --passes and --spread are for files; export the run first'
+        )
     network = load_network(run)
     state = read_checkpoint(run / 'checkpoint.pt' if run.is_dir() else run)
     if share < 1:

@@ -62,6 +62,10 @@ FARTHEST_NEIGHBOUR = 4.0
 _OF_THE_ANSWER = 10
 # The logit of taking the answer of a neighbour, beside 0 of keeping one's own, before training.
 _UNMOVED = -8.0
+# Where answers spread from: eight cells so many cells away, each time.
+SPREAD_REACHES = (1, 2, 4)
+# Mean difference of three colours by which a cell counts 1 / e of its sureness, in grey levels.
+SPREAD_LEVELS = 10.0
 
 
 def conv_bn(
@@ -417,7 +421,14 @@ class Refinement(nn.Module):
         return nn.Sequential(conv_bn(stem, features, 3), last)
 
     def forward(
-        self, stems: Views, context: Tensor, answer: Tensor, mass: Tensor, passes: int = 1
+        self,
+        stems: Views,
+        context: Tensor,
+        answer: Tensor,
+        mass: Tensor,
+        passes: int = 1,
+        source: Tensor | None = None,
+        spread: int = 0,
     ) -> Tensor:
         """A better answer.
 
@@ -427,6 +438,8 @@ class Refinement(nn.Module):
             answer: (B, 1, h, w) disparity in pixels of the stems.
             mass: (B, 1, h, w) its probability.
             passes: how often; each looks where the one before has arrived.
+            source: of `surest_alike`, (B h w,): whose answer a cell goes on with ...
+            spread: ... each time when so many passes are done and some are left; never if 0.
 
         Returns:
             (B, 1, h, w) in pixels of the stems, float32.
@@ -440,6 +453,8 @@ class Refinement(nn.Module):
             if done:
                 step = rest.detach().round()
                 whole, rest = whole + step, rest - step
+            if done and spread and done % spread == 0:
+                whole, rest = answers_of(source, whole), answers_of(source, rest)
             steps = near(whole, rest)
             seen = steps.clamp(-FARTHEST_NEIGHBOUR, FARTHEST_NEIGHBOUR)
             offset, moves = self._told(self.body(read(whole, rest, seen)))
@@ -567,6 +582,65 @@ def neighbourhood(whole: Tensor, rest: Tensor) -> Tensor:
 
 
 @opaque()
+def surest_alike(sure: Tensor, colours: Tensor) -> Tensor:
+    """Whose answer each cell takes: that of the surest of those round it which look like it.
+
+    An answer that is wrong has mostly right ones beside it on the same surface, and a cell knows
+    how sure it is. Propagation as in PatchMatch Stereo (Bleyer et al., BMVC 2011), not by the
+    best match, which misleads beside an edge, but by sureness times likeness of colour; the
+    weights are those of adaptive support (Yoon and Kweon, PAMI 2006). What stands at two cells
+    one after the other is followed at once.
+
+    Args:
+        sure: (B, 1, h, w) above 0.
+        colours: (B, 3, h, w) in grey levels.
+
+    Returns:
+        (B h w,) places in the flattened maps of all answers.
+    """
+    batch, _, height, width = sure.shape
+    device = sure.device
+    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    theirs = torch.zeros(8, 1, 3, 3)
+    for index, (y, x) in enumerate(around):
+        theirs[index, 0, 1 + y, 1 + x] = 1.0
+    less_own = theirs.clone()
+    less_own[:, :, 1, 1] = -1.0
+    # The kernels come out of a trace as numbers, not as how they were made.
+    theirs, less_own, of_three = (
+        deployed.constant(kernel).to(device)
+        for kernel in (
+            theirs,
+            less_own.repeat(3, 1, 1, 1),
+            torch.eye(8).repeat(1, 3).view(8, 24, 1, 1) / (3.0 * SPREAD_LEVELS),
+        )
+    )
+    rows = torch.arange(height, device=device).view(-1, 1)
+    columns = torch.arange(width, device=device).view(1, -1)
+    best, source = sure, (rows * width + columns).expand(batch, 1, -1, -1)
+    for reach in SPREAD_REACHES:
+        wide = (reach,) * 4
+        steps = F.pad(colours, wide, mode='replicate')
+        steps = F.conv2d(steps, less_own, dilation=reach, groups=3).abs()
+        alike = torch.exp(-F.conv2d(steps, of_three))
+        surer = F.conv2d(F.pad(sure, wide, mode='replicate'), theirs, dilation=reach) * alike
+        for (y, x), offered in zip(around, surer.split(1, 1)):
+            line = (rows + reach * y).clamp(0, height - 1) * width
+            place = line + (columns + reach * x).clamp(0, width - 1)
+            source = torch.where(offered > best, place, source)
+            best = torch.maximum(best, offered)
+    pairs = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * width)
+    source = (source + pairs).flatten()
+    return source[source]
+
+
+@opaque()
+def answers_of(source: Tensor, answers: Tensor) -> Tensor:
+    """`answers` (B, 1, h, w) at the places of `source`, see `surest_alike`."""
+    return answers.flatten()[source].view_as(answers)
+
+
+@opaque()
 def local_costs(left: Tensor, right: Tensor, whole: Tensor) -> Tensor:
     """|left(x) - right(x - whole - k)|, summed over cells of 2x2, k = -REFINED_STEPS .. .
 
@@ -673,6 +747,12 @@ def _of_a_block(key: str) -> bool:
     return any(f'.{part}.' in key for part in ('expand', 'depthwise', 'project'))
 
 
+def _mean_of_resized(size: int) -> Tensor:
+    """Shares of so many pixels in the mean of the four that a resize makes of them, (size,)."""
+    made = F.interpolate(torch.eye(size).unsqueeze(0), 4, mode='linear', align_corners=False)
+    return made[0].mean(1)
+
+
 def _resize_of(size: int) -> tuple[int, int]:
     """Pixels, and how many are made of them where a cell of `size` becomes one of four."""
     return size // math.gcd(size, 4), 4 // math.gcd(size, 4)
@@ -700,6 +780,8 @@ class Kestrel(StereoNetwork):
             features; none if not given.
         refined_passes: how often it is asked, 1 or more.
         refined_moves: whether it may take the answer of a cell beside the one it refines.
+        refined_spread: after so many passes, each time, the answers of sure cells spread to
+            those round them that look alike (`surest_alike`); never if 0. No weights are of it.
     """
 
     source = 'this project'
@@ -723,6 +805,7 @@ class Kestrel(StereoNetwork):
         refined: tuple[int, int, int] | tuple[int, int, int, int] | None = None,
         refined_passes: int = 1,
         refined_moves: bool = False,
+        refined_spread: int = 0,
     ) -> None:
         super().__init__(mean=tuple(level / 255 for level in ZERO_LEVELS))
         # height and width
@@ -769,6 +852,12 @@ class Kestrel(StereoNetwork):
                 'refined_moves is of a refinement, and there is none; give refined too, such as '
                 '[8, 48, 3, 16], or leave it out'
             )
+        if refined_spread < 0 or (refined_spread and not refined):
+            raise NetworkError(
+                f'refined_spread is {refined_spread}, expected 0, or with `refined` the number of '
+                'passes after which answers spread'
+            )
+        self.refined_spread = refined_spread
         self.refinement = None
         if refined:
             context_channels = guide + aggregation[0]
@@ -973,6 +1062,19 @@ class Kestrel(StereoNetwork):
         with torch.no_grad():
             norm.running_mean.sub_((convolution.weight * moved).sum((1, 2, 3)))
 
+    def _colours(self, view: Tensor) -> Tensor:
+        """Mean colours of the cells, (B, 3, h, w) in grey levels but for a summand.
+
+        Args:
+            view: (B, 3, H, W) as the stem reads it.
+        """
+        scale, _ = self.input_normalisation
+        down, across = (_mean_of_resized(2 * pixels) for pixels in self._read_by_stem)
+        mean = (down.view(-1, 1) * across).to(view.device) / scale.view(3, 1, 1, 1)
+        if deployed.deployed('costs'):
+            mean = deployed.constant(mean)
+        return F.conv2d(view, mean, stride=(len(down), len(across)), groups=3)
+
     def forward(
         self, left: Tensor, right: Tensor, size: tuple[int, int] | None = None
     ) -> StereoOutput:
@@ -1019,7 +1121,21 @@ class Kestrel(StereoNetwork):
         if self.refinement is not None:
             refined['unrefined'] = cell * coarse
             # A cell has two pixels of the stems.
-            coarse = self.refinement(stems, context, 2 * coarse, mass, self.refined_passes) / 2
+            source = None
+            if self.refined_spread:
+                with torch.no_grad(), torch.autocast(device_type, enabled=False):
+                    sure = torch.sigmoid(confidence.float()) * mass.float()
+                    source = surest_alike(sure, self._colours(_apart(views)[0].float()))
+            coarse = self.refinement(
+                stems,
+                context,
+                2 * coarse,
+                mass,
+                self.refined_passes,
+                source,
+                self.refined_spread,
+            )
+            coarse = coarse / 2
         with torch.autocast(device_type, enabled=False):
             # In nine parts they are traced, outside of autocast.
             convex = weights if isinstance(weights, list) else weights.float()
@@ -1111,7 +1227,10 @@ def _rebuilt(configuration: dict[str, Any]) -> Kestrel:
 
 
 def with_refinement(
-    network: StereoNetwork, other: StereoNetwork, passes: int | None = None
+    network: StereoNetwork,
+    other: StereoNetwork,
+    passes: int | None = None,
+    spread: int | None = None,
 ) -> Kestrel:
     """The same weights and the refinement of another network, which reads stems like its own.
 
@@ -1125,6 +1244,7 @@ def with_refinement(
             as many are left in both.
         other: a `Kestrel` with one; may be `network` itself.
         passes: how often it is asked; as often as in `other` if not given.
+        spread: the `refined_spread` of the new one; that of `network` if not given.
 
     Returns:
         a new network in eval mode.
@@ -1149,6 +1269,8 @@ def with_refinement(
     options = configuration['options']
     options['refined'] = other.configuration['options']['refined']
     options['refined_passes'] = passes or other.refined_passes
+    if spread is not None:
+        options['refined_spread'] = spread
     options.pop('refined_moves', None)
     if other.refinement.move is not None:
         options['refined_moves'] = True

@@ -143,7 +143,8 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Ten
             if parts and part.startswith(parts[-1] + '.'):
                 parts.pop()
             parts.append(part)
-        if len(node.input) > 1 and node.input[1] in values:
+        # One that is of no module has no weights, but numbers of its own.
+        if parts and len(node.input) > 1 and node.input[1] in values:
             bias = values.get(node.input[2]) if len(node.input) > 2 else None
             # Called twice, a module's second call shares the weights of its first.
             found.setdefault('.'.join(parts), {})[node.input[1]] = (values[node.input[1]], bias)
