@@ -453,6 +453,7 @@ def test_tables_of_timings_are_whole_in_a_terminal_of_80_columns(monkeypatch):
         'sent_hz': 29.4,
         'dropped_percent': 4.7, 'bare_ms': ranks, 'stamp_to_publish_ms': ranks,
         'stage_ms': dict.fromkeys(stages, 122.7),
+        'lead_in': {'pairs': 30, 'lost': 4, 'first_ms': 141.7, 'longest_ms': 1162.4},
     }  # fmt: skip
     text = shown(lambda: bench_command.node_table({**report, 'rows': [row]}), 80, monkeypatch)
     assert (
@@ -462,6 +463,11 @@ def test_tables_of_timings_are_whole_in_a_terminal_of_80_columns(monkeypatch):
         and 'publish 122.7' in text
     )
     assert 'stamp to publish 128.8 / 159.9 / 285.0' in text
+    told = ' '.join(text.replace('│', ' ').split())
+    assert 'before it 30 pairs, 4 lost;' in told and 'the first took 142' in told
+    nothing = {**row, 'lead_in': {'pairs': 1, 'lost': 1, 'first_ms': None, 'longest_ms': None}}
+    text = shown(lambda: bench_command.node_table({**report, 'rows': [nothing]}), 120, monkeypatch)
+    assert 'before it 1 pairs, 1 lost; none published' in text
 
 
 def test_lists_of_sizes_and_threads_give_a_row_each(model, tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def _lead_in(of: dict[str, Any]) -> str:
     """What became of the pairs that a run begins with."""
     took = 'none published'
     if of['first_ms'] is not None:
-        took = f'the first after {of["first_ms"]:.0f}, the last of them by {of["longest_ms"]:.0f}'
+        took = f'the first took {of["first_ms"]:.0f}, the slowest {of["longest_ms"]:.0f}'
     return f'before it {of["pairs"]} pairs, {of["lost"]} lost; {took}'
 
 
