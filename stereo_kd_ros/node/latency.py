@@ -281,17 +281,18 @@ def _play_in_one_process(
     came_back = [arrival for arrival in told['arrivals'] if arrival[0] in sent]
     if not came_back:
         raise LiveError(f'Nothing was published for {len(sent)} pairs:\n{child.tail()}')
+    took_ms = {at: (there - at) / 1e6 for at, there, _ in came_back}
     return LiveRun(
         camera=camera,
         rate_hz=rate_hz,
         recorded_stamps=sent,
         pairs_recorded=len(came_back),
-        stamp_to_publish_ms=percentiles([(there - at) / 1e6 for at, there, _ in came_back]),
+        stamp_to_publish_ms=percentiles(list(took_ms.values())),
         stamp_to_receipt_ms=percentiles([(here - at) / 1e6 for at, _, here in came_back]),
         publish_time_known=told['knows_source_time'],
         pipeline=told['pipeline'],
         model={'provider': told['provider']},
-        took_ms={at: (there - at) / 1e6 for at, there, _ in came_back},
+        took_ms=took_ms,
     )
 
 

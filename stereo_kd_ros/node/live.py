@@ -175,6 +175,7 @@ def play_through_node(
     came_back = [
         arrival for arrival in recorder.arrivals[DISPARITY_TOPIC] if arrival.stamp_ns in sent
     ]
+    took_ms = {a.stamp_ns: (a.source_ns - a.stamp_ns) / 1e6 for a in came_back}
     pipeline = recorder.diagnostics.get('pipeline', {})
     if not came_back:
         raise LiveError(
@@ -187,12 +188,12 @@ def play_through_node(
         rate_hz=rate_hz,
         recorded_stamps=sent,
         pairs_recorded=len(came_back),
-        stamp_to_publish_ms=percentiles([(a.source_ns - a.stamp_ns) / 1e6 for a in came_back]),
+        stamp_to_publish_ms=percentiles(list(took_ms.values())),
         stamp_to_receipt_ms=percentiles([(a.received_ns - a.stamp_ns) / 1e6 for a in came_back]),
         publish_time_known=recorder.knows_source_time,
         pipeline=pipeline,
         model=recorder.diagnostics.get('model', {}),
-        took_ms={a.stamp_ns: (a.source_ns - a.stamp_ns) / 1e6 for a in came_back},
+        took_ms=took_ms,
     )
 
 

@@ -196,3 +196,10 @@ def test_a_refinement_that_is_taken_over_keeps_how_its_network_spreads():
     network, other = network_that_spreads(), network_that_spreads(refined_spread=0)
     assert with_refinement(network, other).refined_spread == 1
     assert with_refinement(network, other, spread=2).refined_spread == 2
+
+
+@pytest.mark.parametrize('spread', [3, 4])
+def test_after_the_last_pass_nothing_spreads_and_that_is_said(spread):
+    network = network_that_spreads()
+    with pytest.raises(NetworkError, match=f'after {spread} of 3 passes'):
+        with_refinement(network, network, spread=spread)

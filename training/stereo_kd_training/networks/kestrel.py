@@ -1250,7 +1250,8 @@ def with_refinement(
         a new network in eval mode.
 
     Raises:
-        NetworkError: `other` has no refinement, or its stem has other channels.
+        NetworkError: `other` has no refinement, its stem has other channels, or `spread` is no
+            less than the passes.
     """
     if not isinstance(network, Kestrel) or not isinstance(other, Kestrel):
         raise NetworkError('only a Kestrel has a refinement, and only a Kestrel can take one')
@@ -1270,6 +1271,11 @@ def with_refinement(
     options['refined'] = other.configuration['options']['refined']
     options['refined_passes'] = passes or other.refined_passes
     if spread is not None:
+        if spread >= options['refined_passes']:
+            raise NetworkError(
+                f'answers cannot spread after {spread} of {options["refined_passes"]} passes, for '
+                "the last word is the refinement's; give fewer, or more passes, or 0 for never"
+            )
         options['refined_spread'] = spread
     options.pop('refined_moves', None)
     if other.refinement.move is not None:
